@@ -1,0 +1,1 @@
+"""Attacks against finished checkpoints and intervals for what they found."""

@@ -1,0 +1,1 @@
+"""Sources of rows, the Poisson sampler and physical batches."""

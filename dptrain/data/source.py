@@ -1,0 +1,93 @@
+"""What a data source is: public facts that the plan may use, and a function that loads the rows.
+
+The facts are declared before any private row is read. A user's own source in full:
+
+    from dptrain.data.source import Rows, Source, SourceInfo, Splits
+    from dptrain.registry import sources
+
+    @sources.register("mine")
+    def mine(config, seed):
+        info = SourceInfo(name="mine", task="binary", input_shape=(4,), num_classes=2, public_size=1000)
+        return Source(info, load=lambda: Splits(train=Rows(x, y), public=Rows(x_public, y_public)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """Public facts about a source. Nothing here may be derived from private rows."""
+
+    name: str
+    task: str
+    """binary, multiclass or regression."""
+    input_shape: tuple[int, ...]
+    """Shape of one row's input, without the batch dimension."""
+    num_classes: int
+    """Number of classes; 1 for regression."""
+    public_size: int
+    """Declared number of training units: fixes the sampling rate."""
+    class_names: tuple[str, ...] = ()
+    unit: str = "record"
+    """record, or user where rows carry a unit_id that groups them."""
+    licence: str = "not stated"
+    public_split: str = "the source's test rows"
+    """Which rows are public (evaluation, attack non-members), as a phrase."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the model's output: one logit for binary, one value for regression."""
+        return self.num_classes if self.task == "multiclass" else 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in memory. Row i belongs to unit ``unit_id[i]``."""
+
+    inputs: Tensor  # (N, *input_shape) float32
+    targets: Tensor  # (N,) int64 class index (0/1 for binary), or float32 for regression
+    unit_id: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """(N,) int64 in 0..num_units-1; left out, every row is its own unit."""
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets")
+        if self.unit_id.numel() == 0 and len(self.inputs) > 0:
+            object.__setattr__(self, "unit_id", torch.arange(len(self.inputs)))
+        if len(self.unit_id) != len(self.inputs):
+            raise ValueError(f"{len(self.inputs)} inputs but {len(self.unit_id)} unit ids")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_units(self) -> int:
+        """Number of units: one more than the largest unit id."""
+        return int(self.unit_id.max()) + 1 if len(self) else 0
+
+    def take(self, index: Tensor) -> Rows:
+        """The rows at ``index`` with their unit ids renumbered densely from 0, order of first id kept."""
+        _, unit_id = torch.unique(self.unit_id[index], return_inverse=True)
+        return Rows(self.inputs[index], self.targets[index], unit_id)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training rows (private: the members) and public rows (evaluation; the attack's non-members)."""
+
+    train: Rows
+    public: Rows
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source: its public facts, and ``load``, the only thing that reads rows."""
+
+    info: SourceInfo
+    load: Callable[[], Splits]

@@ -1,0 +1,1 @@
+"""Engines that compute clipped sums of per-unit gradients."""

@@ -1,0 +1,1 @@
+"""The plan and its price: mechanism, accounting, calibration, statement. No torch here."""

@@ -1,0 +1,102 @@
+"""The one folder a run writes: which file lies where, and how a file is written so that it is never half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dptrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Only ``checkpoint`` is made to leave the building."""
+
+    path: Path
+    run_id: str
+
+    config = property(lambda self: self.path / "config.yaml")
+    plan = property(lambda self: self.path / "plan.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    statement = property(lambda self: self.path / "statement.json")
+    checkpoint = property(lambda self: self.path / "checkpoint")
+    internal = property(lambda self: self.path / "internal")
+    internal_metrics = property(lambda self: self.path / "internal" / "metrics.jsonl")
+    internal_audit = property(lambda self: self.path / "internal" / "audit.json")
+    internal_manifest = property(lambda self: self.path / "internal" / "manifest.json")
+    report = property(lambda self: self.path / "report.html")
+    public_report = property(lambda self: self.path / "report.public.html")
+    result = property(lambda self: self.path / "result.json")
+
+    def create(self) -> RunFolder:
+        """Makes the folder (0700) and its internal room; a folder that holds files is refused."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError("run.dir", self.path, "is not an empty folder", "name a new folder or leave run.dir unset")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.internal.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("run.dir", self.path, f"cannot be made ({error.strerror})", "name another folder") from error
+        return self
+
+
+def new_run(run_id: str | None, directory: str | None) -> RunFolder:
+    """The folder a new run will have; nothing is made yet.
+
+    Args:
+        run_id: the run's name, or None for the time of launch and a random suffix.
+        directory: the folder, or None for ``runs/<run_id>``.
+    """
+    if run_id is None:
+        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
+        raise ConfigError("run.id", run_id, "is not a plain name", "use letters, digits, '.', '_' and '-'")
+    path = Path(directory).expanduser() if directory else Path("runs", run_id)
+    return RunFolder(path.absolute(), run_id)
+
+
+def open_run(path: str) -> RunFolder:
+    """The folder of a finished run; refused where it is none."""
+    remedy = "give the folder that 'dptrain train' printed"
+    folder = RunFolder(Path(path).expanduser().absolute(), "")
+    if not folder.path.is_dir():
+        raise ConfigError("run", path, "no such folder", remedy)
+    if not folder.result.is_file():
+        raise ConfigError("run", path, "is not a finished run (no result.json)", remedy)
+    return RunFolder(folder.path, str(read_json(folder.result).get("run_id", folder.path.name)))
+
+
+def write_text(path: Path, text: str, mode: int = 0o600) -> None:
+    """Writes a file whole or not at all: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
+    """Writes indented JSON whole or not at all. NaN and infinities are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", mode)
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; a missing or torn file is a ConfigError naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("file", path, "is missing", "give a complete run folder") from error
+    except (ValueError, OSError) as error:
+        raise ConfigError("file", path, f"cannot be read as JSON ({error})", "restore it from a copy") from error

@@ -1,0 +1,1 @@
+"""The step loop, losses, optimizers and public evaluation."""
