@@ -1,0 +1,148 @@
+"""From an event to epsilon: dp-accounting's privacy loss distributions, rounded pessimistically.
+
+An event is plain data, in a closed schema; anything else is refused, and no name in it is ever imported:
+
+    {"type": "self_composed", "count": 100, "event":
+        {"type": "poisson_sampled", "sampling_rate": 0.01, "event":
+            {"type": "gaussian", "noise_multiplier": 1.0}}}
+
+Sources: Koskela et al. 2020 and Doroshenko et al. 2022 (discretised privacy loss distributions, "connect the
+dots"); Mironov et al. 2019 (RDP of the sampled Gaussian), used as the second opinion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dptrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    import dp_accounting
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
+
+Event = dict[str, Any]
+
+FINE = 1e-4
+"""Discretisation of privacy losses for every number that is reported."""
+COARSE = 1e-3
+"""Discretisation for searching; what a search finds is checked at FINE."""
+
+
+def gaussian(noise_multiplier: float) -> Event:
+    """One Gaussian release; the multiplier is of the sensitivity."""
+    return {"type": "gaussian", "noise_multiplier": noise_multiplier}
+
+
+def poisson_sampled(sampling_rate: float, event: Event) -> Event:
+    """An event on a Poisson sample of the units."""
+    return {"type": "poisson_sampled", "sampling_rate": sampling_rate, "event": event}
+
+
+def self_composed(count: int, event: Event) -> Event:
+    """``count`` independent repetitions of an event."""
+    return {"type": "self_composed", "count": count, "event": event}
+
+
+def method() -> dict[str, str]:
+    """Which accountant computes the numbers, as the statement names it."""
+    from importlib.metadata import version
+
+    return {"method": "PLD", "library": "dp-accounting", "version": version("dp-accounting")}
+
+
+def epsilon(event: Event, delta: float, adjacency: str = "zero_out", interval: float = FINE) -> float:
+    """An upper bound on epsilon of an event at ``delta``.
+
+    Guarantee: the mechanism that the event describes is (epsilon, delta)-DP under the adjacency; rounding
+    of the privacy loss distribution is pessimistic.
+
+    Args:
+        event: in the closed schema above.
+        delta: in (0, 1).
+        adjacency: ``zero_out`` or ``add_remove``.
+        interval: discretisation of the privacy loss.
+    """
+    return epsilons(event, [delta], adjacency, interval)[0]
+
+
+def epsilons(event: Event, deltas: Sequence[float], adjacency: str = "zero_out", interval: float = FINE) -> list[float]:
+    """``epsilon`` at several deltas for the price of one composition."""
+    count, step = _split(event)
+    if count == 0:
+        return [0.0 for _ in deltas]
+    composed = _step_distribution(step, adjacency, interval).self_compose(count)
+    return [max(0.0, float(composed.get_epsilon_for_delta(delta))) for delta in deltas]
+
+
+def epsilon_over_steps(
+    step: Event, counts: Sequence[int], delta: float, adjacency: str = "zero_out", interval: float = FINE
+) -> list[float]:
+    """Epsilon after each number of steps in ``counts``, each as if the run had been planned to that length."""
+    distribution = _step_distribution(step, adjacency, interval)
+    return [
+        max(0.0, float(distribution.self_compose(count).get_epsilon_for_delta(delta))) if count else 0.0
+        for count in counts
+    ]
+
+
+def rdp_epsilon(event: Event, delta: float, adjacency: str = "zero_out") -> float:
+    """Epsilon by Renyi DP: looser, computed by other code; an upper bound that PLD must not exceed."""
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(neighboring_relation=_relation(adjacency))
+    accountant.compose(to_dp_event(event))
+    return float(accountant.get_epsilon(delta))
+
+
+def to_dp_event(event: Event) -> dp_accounting.DpEvent:
+    """The event as dp-accounting's own object. Raises ConfigError for anything outside the closed schema."""
+    import dp_accounting as dp
+
+    match event:
+        case {"type": "gaussian", "noise_multiplier": float() | int() as sigma} if len(event) == 2 and sigma > 0:
+            return dp.GaussianDpEvent(sigma)
+        case {"type": "poisson_sampled", "sampling_rate": float() | int() as q, "event": dict() as inner} if (
+            len(event) == 3 and 0 < q <= 1
+        ):
+            return dp.PoissonSampledDpEvent(q, to_dp_event(inner))
+        case {"type": "self_composed", "count": int() as count, "event": dict() as inner} if (
+            len(event) == 3 and count >= 0
+        ):
+            return dp.SelfComposedDpEvent(to_dp_event(inner), count)
+        case _:
+            raise ConfigError("event", str(event)[:80], "is not an event that can be priced", "use the plan's own event")
+
+
+def _split(event: Event) -> tuple[int, Event]:
+    to_dp_event(event)
+    if event["type"] == "self_composed":
+        return event["count"], event["event"]
+    return 1, event
+
+
+def _step_distribution(step: Event, adjacency: str, interval: float) -> PrivacyLossDistribution:
+    """Privacy loss distribution of one step: a Gaussian, on a Poisson sample or on everyone."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    to_dp_event(step)
+    rate, inner = (step["sampling_rate"], step["event"]) if step["type"] == "poisson_sampled" else (1.0, step)
+    if inner["type"] != "gaussian" or not math.isfinite(inner["noise_multiplier"]):
+        raise ConfigError("event", str(step)[:80], "is not a step that can be priced", "use the plan's own event")
+    return pld.from_gaussian_mechanism(
+        inner["noise_multiplier"],
+        value_discretization_interval=interval,
+        sampling_prob=rate,
+        neighboring_relation=_relation(adjacency),
+    )
+
+
+def _relation(adjacency: str) -> dp_accounting.NeighboringRelation:
+    import dp_accounting as dp
+
+    relations = {
+        "zero_out": dp.NeighboringRelation.REPLACE_SPECIAL,
+        "add_remove": dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
+    }
+    return relations[adjacency]

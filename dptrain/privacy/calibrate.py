@@ -1,0 +1,91 @@
+"""Solving for the third of (epsilon, noise multiplier, steps) from the other two.
+
+Searches run on a coarse grid of privacy losses; what they return has been checked on the fine one, so that
+the epsilon of the result never exceeds the target.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dptrain.errors import ConfigError
+from dptrain.privacy import accounting
+
+MAX_NOISE_MULTIPLIER = 1e4
+MAX_STEPS = 10_000_000
+
+
+def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, steps: int, adjacency: str) -> float:
+    """The smallest noise multiplier, to four significant digits rounded up, that meets a target epsilon.
+
+    Guarantee: ``epsilon_of(result) <= epsilon`` at the fine discretisation.
+
+    Raises:
+        ConfigError: no noise multiplier up to 10,000 meets the target.
+    """
+
+    def price(sigma: float, interval: float) -> float:
+        step = accounting.poisson_sampled(sampling_rate, accounting.gaussian(sigma))
+        return accounting.epsilon(accounting.self_composed(steps, step), delta, adjacency, interval)
+
+    low, high = 0.0, 1.0
+    while price(high, accounting.COARSE) > epsilon:
+        low, high = high, high * 2
+        if high > MAX_NOISE_MULTIPLIER:
+            raise ConfigError(
+                "privacy.epsilon",
+                epsilon,
+                f"cannot be met in {steps} steps with any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}",
+                "raise epsilon or delta, or take fewer steps",
+            )
+    low = max(low, high / 64)
+    while high - low > 2e-4 * high:
+        middle = math.sqrt(low * high)
+        if price(middle, accounting.COARSE) > epsilon:
+            low = middle
+        else:
+            high = middle
+    return _confirm(lambda sigma: price(sigma, accounting.FINE) <= epsilon, low)
+
+
+def _confirm(meets, start: float) -> float:
+    """Rounds up to four digits, then steps up until the fine accountant agrees."""
+    unit = 10.0 ** (math.floor(math.log10(start)) - 3)
+    ticks = math.ceil(start / unit)
+    while not meets(ticks * unit):
+        ticks += 1
+    return float(f"{ticks * unit:.10g}")
+
+
+def steps_for(epsilon: float, delta: float, sampling_rate: float, noise_multiplier: float, adjacency: str) -> int:
+    """The largest number of steps whose epsilon stays within the target.
+
+    Raises:
+        ConfigError: not even one step fits.
+    """
+    step = accounting.poisson_sampled(sampling_rate, accounting.gaussian(noise_multiplier))
+
+    def fits(count: int, interval: float = accounting.FINE) -> bool:
+        return accounting.epsilon_over_steps(step, [count], delta, adjacency, interval)[0] <= epsilon
+
+    if not fits(1):
+        raise ConfigError(
+            "privacy.epsilon",
+            epsilon,
+            f"does not admit one step at noise_multiplier={noise_multiplier:g} and sampling rate {sampling_rate:.4g}",
+            "raise epsilon or the noise multiplier, or lower privacy.expected_batch_size",
+        )
+    low, high = 1, 2
+    while fits(high, accounting.COARSE):
+        low, high = high, high * 2
+        if high > MAX_STEPS:
+            raise ConfigError(
+                "privacy.epsilon", epsilon, f"admits more than {MAX_STEPS} steps", "set privacy.steps and leave epsilon null"
+            )
+    if not fits(low):
+        low = 1
+    high *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

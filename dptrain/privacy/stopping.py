@@ -1,0 +1,47 @@
+"""What a run may claim when it stops before its planned end.
+
+A run that ends as planned claims the epsilon that was planned. A run that stops early may claim less, but
+the moment of stopping may have been chosen by someone who watched the model, so the claim must hold for every
+such choice at once. The plan therefore fixes a ladder of rungs (every twentieth of the planned steps) before
+the first step, and each rung is priced with its own share of delta:
+
+    stopped after t steps, T_j the first rung with T_j >= t:  epsilon_j = epsilon(T_j steps, delta / 20)
+
+Guarantee (ex-post, for every stopping rule that looks only at what was released or not at the data at all):
+let J be the rung at which the run stops. For neighbouring data with output laws P, Q and every event S,
+``P(S) <= sum_j [e^(epsilon_j) Q(S and J=j) + delta/20] = E_Q[e^(epsilon_J); S] + delta``. Each term holds because
+{J = j} and the truncated transcript are a function of the first T_j releases, a composition of fixed, non-adaptive
+parameters that is (epsilon_j, delta/20)-DP. The smaller of this and the planned epsilon is claimed: the planned
+one holds as well, since a truncated transcript is post-processing of the full one.
+Sources: Ligett et al. 2017 (ex-post privacy, definition 2.3); Rogers et al. 2016 (odometers).
+"""
+
+from __future__ import annotations
+
+import math
+
+from dptrain.privacy import accounting
+from dptrain.privacy.mechanism import DPSGD
+
+RUNGS = 20
+
+
+def rung(steps_done: int, planned_steps: int) -> int:
+    """The number of steps of the first rung at or above ``steps_done``."""
+    if not 0 <= steps_done <= planned_steps:
+        raise ValueError(f"steps_done={steps_done} is not in [0, {planned_steps}]")
+    for j in range(RUNGS + 1):
+        steps = math.ceil(planned_steps * j / RUNGS)
+        if steps >= steps_done:
+            return steps
+    return planned_steps
+
+
+def epsilon_when_stopped(mechanism: DPSGD, steps_done: int, delta: float, adjacency: str, planned: float) -> float:
+    """Epsilon that a run may claim after ``steps_done`` of its planned steps; see the module's guarantee."""
+    if steps_done == 0:
+        return 0.0
+    if steps_done >= mechanism.steps:
+        return planned
+    event = mechanism.event(rung(steps_done, mechanism.steps))
+    return min(planned, accounting.epsilon(event, delta / RUNGS, adjacency))
