@@ -34,7 +34,9 @@ def _number(
     below = value <= low if low_open else value < low
     above = value >= high if high_open else value > high
     if math.isnan(value) or math.isinf(value) or below or above:
-        raise ConfigError(name, value, f"must be a finite number in {bracket}", remedy or "choose a value in that range")
+        raise ConfigError(
+            name, value, f"must be a finite number in {bracket}", remedy or "choose a value in that range"
+        )
 
 
 def _choice(name: str, value: str, allowed: Iterable[str]) -> None:

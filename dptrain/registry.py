@@ -47,9 +47,7 @@ class Registry:
         def file(builder: Builder) -> Builder:
             held = self._builders.get(name)
             if held is not None and _origin(held) != _origin(builder):
-                raise ConfigError(
-                    self.kind, name, f"the name is taken by {_origin(held)}", "register another name"
-                )
+                raise ConfigError(self.kind, name, f"the name is taken by {_origin(held)}", "register another name")
             self._builders[name] = builder
             return builder
 

@@ -37,12 +37,16 @@ class RunFolder:
     def create(self) -> RunFolder:
         """Makes the folder (0700) and its internal room; a folder that holds files is refused."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError("run.dir", self.path, "is not an empty folder", "name a new folder or leave run.dir unset")
+            raise ConfigError(
+                "run.dir", self.path, "is not an empty folder", "name a new folder or leave run.dir unset"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.internal.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise ConfigError("run.dir", self.path, f"cannot be made ({error.strerror})", "name another folder") from error
+            raise ConfigError(
+                "run.dir", self.path, f"cannot be made ({error.strerror})", "name another folder"
+            ) from error
         return self
 
 

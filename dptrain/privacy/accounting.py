@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import ConfigError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 
 FINE = 1e-4
-"""Discretisation of privacy losses for every number that is reported."""
+"""Discretisation of privacy losses for every number that is reported; finer still for an epsilon below 0.2."""
 COARSE = 1e-3
 """Discretisation for searching; what a search finds is checked at FINE."""
 
@@ -70,21 +71,26 @@ def epsilon(event: Event, delta: float, adjacency: str = "zero_out", interval: f
 def epsilons(event: Event, deltas: Sequence[float], adjacency: str = "zero_out", interval: float = FINE) -> list[float]:
     """``epsilon`` at several deltas for the price of one composition."""
     count, step = _split(event)
+    values = [_compose(step, count, delta, adjacency, interval) for delta in deltas]
+    if interval == FINE and max(values) < 0.2:
+        # Rounding by whole cells of 1e-4 over many steps weighs on a small epsilon: look closer.
+        finer = max(max(values) * 1e-3, 1e-7)
+        values = [min(v, _compose(step, count, d, adjacency, finer)) for v, d in zip(values, deltas, strict=True)]
+    return values
+
+
+def _compose(step: Event, count: int, delta: float, adjacency: str, interval: float) -> float:
     if count == 0:
-        return [0.0 for _ in deltas]
-    composed = _step_distribution(step, adjacency, interval).self_compose(count)
-    return [max(0.0, float(composed.get_epsilon_for_delta(delta))) for delta in deltas]
+        return 0.0
+    rate, sigma = _sampled_gaussian(step)
+    return max(0.0, float(_composed(rate, sigma, count, adjacency, interval).get_epsilon_for_delta(delta)))
 
 
 def epsilon_over_steps(
     step: Event, counts: Sequence[int], delta: float, adjacency: str = "zero_out", interval: float = FINE
 ) -> list[float]:
     """Epsilon after each number of steps in ``counts``, each as if the run had been planned to that length."""
-    distribution = _step_distribution(step, adjacency, interval)
-    return [
-        max(0.0, float(distribution.self_compose(count).get_epsilon_for_delta(delta))) if count else 0.0
-        for count in counts
-    ]
+    return [_compose(step, count, delta, adjacency, interval) for count in counts]
 
 
 def rdp_epsilon(event: Event, delta: float, adjacency: str = "zero_out") -> float:
@@ -112,7 +118,9 @@ def to_dp_event(event: Event) -> dp_accounting.DpEvent:
         ):
             return dp.SelfComposedDpEvent(to_dp_event(inner), count)
         case _:
-            raise ConfigError("event", str(event)[:80], "is not an event that can be priced", "use the plan's own event")
+            raise ConfigError(
+                "event", str(event)[:80], "is not an event that can be priced", "use the plan's own event"
+            )
 
 
 def _split(event: Event) -> tuple[int, Event]:
@@ -122,20 +130,30 @@ def _split(event: Event) -> tuple[int, Event]:
     return 1, event
 
 
-def _step_distribution(step: Event, adjacency: str, interval: float) -> PrivacyLossDistribution:
-    """Privacy loss distribution of one step: a Gaussian, on a Poisson sample or on everyone."""
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
+def _sampled_gaussian(step: Event) -> tuple[float, float]:
+    """(sampling rate, noise multiplier) of a step: a Gaussian, on a Poisson sample or on everyone (rate 1)."""
     to_dp_event(step)
     rate, inner = (step["sampling_rate"], step["event"]) if step["type"] == "poisson_sampled" else (1.0, step)
     if inner["type"] != "gaussian" or not math.isfinite(inner["noise_multiplier"]):
         raise ConfigError("event", str(step)[:80], "is not a step that can be priced", "use the plan's own event")
+    return rate, inner["noise_multiplier"]
+
+
+@lru_cache(maxsize=4)
+def _step_distribution(rate: float, sigma: float, adjacency: str, interval: float) -> PrivacyLossDistribution:
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     return pld.from_gaussian_mechanism(
-        inner["noise_multiplier"],
+        sigma,
         value_discretization_interval=interval,
         sampling_prob=rate,
         neighboring_relation=_relation(adjacency),
     )
+
+
+@lru_cache(maxsize=2)
+def _composed(rate: float, sigma: float, count: int, adjacency: str, interval: float) -> PrivacyLossDistribution:
+    return _step_distribution(rate, sigma, adjacency, interval).self_compose(count)
 
 
 def _relation(adjacency: str) -> dp_accounting.NeighboringRelation:

@@ -28,8 +28,9 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
         step = accounting.poisson_sampled(sampling_rate, accounting.gaussian(sigma))
         return accounting.epsilon(accounting.self_composed(steps, step), delta, adjacency, interval)
 
+    coarse = min(accounting.COARSE, epsilon / 100)
     low, high = 0.0, 1.0
-    while price(high, accounting.COARSE) > epsilon:
+    while price(high, coarse) > epsilon:
         low, high = high, high * 2
         if high > MAX_NOISE_MULTIPLIER:
             raise ConfigError(
@@ -41,7 +42,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
     low = max(low, high / 64)
     while high - low > 2e-4 * high:
         middle = math.sqrt(low * high)
-        if price(middle, accounting.COARSE) > epsilon:
+        if price(middle, coarse) > epsilon:
             low = middle
         else:
             high = middle
@@ -76,11 +77,14 @@ def steps_for(epsilon: float, delta: float, sampling_rate: float, noise_multipli
             "raise epsilon or the noise multiplier, or lower privacy.expected_batch_size",
         )
     low, high = 1, 2
-    while fits(high, accounting.COARSE):
+    while fits(high, min(accounting.COARSE, epsilon / 100)):
         low, high = high, high * 2
         if high > MAX_STEPS:
             raise ConfigError(
-                "privacy.epsilon", epsilon, f"admits more than {MAX_STEPS} steps", "set privacy.steps and leave epsilon null"
+                "privacy.epsilon",
+                epsilon,
+                f"admits more than {MAX_STEPS} steps",
+                "set privacy.steps and leave epsilon null",
             )
     if not fits(low):
         low = 1
