@@ -28,7 +28,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
         step = accounting.poisson_sampled(sampling_rate, accounting.gaussian(sigma))
         return accounting.epsilon(accounting.self_composed(steps, step), delta, adjacency, interval)
 
-    coarse = min(accounting.COARSE, epsilon / 100)
+    coarse = min(accounting.COARSE, epsilon / 1000)
     low, high = 0.0, 1.0
     while price(high, coarse) > epsilon:
         low, high = high, high * 2
@@ -77,7 +77,7 @@ def steps_for(epsilon: float, delta: float, sampling_rate: float, noise_multipli
             "raise epsilon or the noise multiplier, or lower privacy.expected_batch_size",
         )
     low, high = 1, 2
-    while fits(high, min(accounting.COARSE, epsilon / 100)):
+    while fits(high, min(accounting.COARSE, epsilon / 1000)):
         low, high = high, high * 2
         if high > MAX_STEPS:
             raise ConfigError(

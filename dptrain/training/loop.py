@@ -1,0 +1,156 @@
+"""The one step loop: draw, clipped sum, noise, public divisor, optimizer.
+
+    for each planned step:
+        draw        each unit with probability q, independently; may be empty
+        clipped sum of the draw, physical batch by physical batch (world size W: summed over ranks)
+        release     (clipped sum + noise) / divisor
+        optimizer   any; post-processing
+
+Guarantee: exactly one noise vector is added to exactly one draw's clipped sum, at most ``plan.steps`` times. A draw
+is never merged with, cut by, or repeated into another: the total starts at zero in every step, and a step that was
+begun is either released and counted or ends the run.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dptrain.data.batches import PhysicalBatch
+from dptrain.gradients.protocol import Engine, UnitStats, trainable
+from dptrain.noise.protocol import Noise
+from dptrain.privacy.plan import Plan
+
+Batches = Callable[[Tensor], Iterator[PhysicalBatch]]
+"""Lays a draw out in physical batches on the model's device."""
+
+
+@dataclass
+class StepReport:
+    """Internal-tier facts of one step: they are computed from private rows and never leave the building."""
+
+    units: int = 0
+    rows: float = 0.0
+    clipped: int = 0
+    loss: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """How a run ended. ``steps_done`` counts every step whose noise was drawn."""
+
+    steps_done: int
+    status: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """The parts of a run. Whatever they are, ``run`` does the same thing with them.
+
+    Attributes:
+        draw: step number -> indices of the units drawn.
+        batches: lays a draw out in physical batches.
+        engine: adds clipped sums, in grid steps where ``grid`` is set.
+        noise: the noise of a step in the same unit; None only for a non-private plan.
+        grid: size of a grid step, or None where sums are in the gradient's own unit.
+        group: process group whose ranks hold disjoint units; None for one process.
+    """
+
+    module: nn.Module
+    plan: Plan
+    draw: Callable[[int], Tensor]
+    batches: Batches
+    engine: Engine
+    noise: Noise | None
+    grid: float | None
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    group: dist.ProcessGroup | None = None
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if (self.noise is None) == self.plan.is_private:
+            raise ValueError("a private plan needs noise, and a non-private one must not have any")
+        object.__setattr__(self, "parameters", list(trainable(self.module).values()))
+
+    def run(self, on_step: Callable[[int, StepReport, float], None]) -> Outcome:
+        """Takes the planned steps; after each, calls ``on_step(steps_done, report, seconds)``.
+
+        Ctrl-C or SIGTERM lets the step in hand finish and ends the run as ``stopped``.
+        """
+        count = sum(p.numel() for p in self.parameters)
+        device = self.parameters[0].device
+        total = torch.zeros(count, dtype=torch.float64, device=device)
+        start, done = time.monotonic(), 0
+        self.module.train()
+        with _stop_on_signal() as stop:
+            while done < self.plan.steps and not stop.is_set():
+                report = self._clipped_sum(done, total)
+                self._release(done, total)
+                self.optimizer.step()
+                self.schedule.step()
+                done += 1
+                on_step(done, report, time.monotonic() - start)
+        status = "finished" if done == self.plan.steps else "stopped"
+        return Outcome(done, status, time.monotonic() - start)
+
+    def _clipped_sum(self, step: int, total: Tensor) -> StepReport:
+        total.zero_()
+        report = StepReport()
+        for batch in self.batches(self.draw(step)):
+            _note(report, batch, self.engine.add_clipped_sum(batch, total), self.plan)
+        if self.group is not None:
+            dist.all_reduce(total, group=self.group)
+        return report
+
+    def _release(self, step: int, total: Tensor) -> None:
+        """Adds the step's noise and hands the optimizer the noisy mean over the public divisor."""
+        if self.noise is not None and (self.group is None or dist.get_rank(self.group) == 0):
+            total += self.noise.draw(step, len(total)).to(total.device)
+        if self.group is not None:
+            dist.broadcast(total, group_src=0, group=self.group)
+        total *= (1.0 if self.grid is None else self.grid) / self.plan.expected_batch_size
+        offset = 0
+        for parameter in self.parameters:
+            size = parameter.numel()
+            parameter.grad = total[offset : offset + size].view_as(parameter).to(parameter.dtype)
+            offset += size
+
+
+def _note(report: StepReport, batch: PhysicalBatch, stats: UnitStats, plan: Plan) -> None:
+    norm = plan.mechanism.clipping_norm if plan.mechanism else float("inf")
+    report.units += int((stats.norms > 0).sum())
+    report.clipped += int((stats.norms > norm).sum())
+    report.rows += float((batch.weight > 0).sum())
+    report.loss += float(torch.where(batch.weight > 0, stats.losses.double(), 0.0).sum())
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; a second signal falls through to the usual handler."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    held = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, held[signal.Signals(number)])
+
+    for number in held:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
