@@ -1,0 +1,270 @@
+"""Copies runs to MLflow. The only file that imports it.
+
+MLflow reports its use to its makers unless told otherwise, and ``import mlflow`` alone writes an installation
+id to the home folder. Both are off here, before the import; whoever wants them sets
+``MLFLOW_DISABLE_TELEMETRY=false`` in the environment. Pickle loading is off the same way.
+
+Only explicit values reach the store: the plain client is used, not the fluent interface, which would add the
+user's name, the script's path and the git commit as tags, and could log automatically.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from dptrain.errors import ConfigError, one_line
+from dptrain.tracking.outbox import Outbox, Points
+from dptrain.tracking.store import REMEDY, creation_lock, resolve_store
+
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+LONGEST_PARAM, LONGEST_TAG, MOST_PARAMS = 6000, 8000, 100
+FIRST_ANSWER = {True: 25.0, False: 120.0}
+"""Seconds to wait for a new run's id: from a server, and from an embedded store (which may have to be made)."""
+VIEW = "compareRunsMode=CHART&workflowType=machine_learning"
+"""Opens MLflow's page on the runs of an experiment, charts in front."""
+
+
+def internal_experiment(experiment: str) -> str:
+    """The experiment that takes what must stay in the building."""
+    return f"{experiment}-internal"
+
+
+class MlflowTracker:
+    """One run in an MLflow store; ``Tracker`` says what each method does.
+
+    A thread delivers everything. A server that is gone costs the run nothing: what it missed is kept, tried
+    again, and ``finish`` says whether all arrived.
+
+    Args:
+        uri: ``tracking.uri``; None for ``mlflow.db`` in the working directory, artifacts in ``mlruns`` beside it.
+        experiment: name of the experiment; made when absent.
+        patience: seconds without progress after which ``finish`` gives up.
+
+    Raises:
+        ConfigError: the address is no MLflow store.
+    """
+
+    def __init__(self, uri: str | None, experiment: str, patience: float = 15.0) -> None:
+        self._store = resolve_store(uri)
+        self._experiment = experiment
+        self._patience = patience
+        self._made: Any = None
+        self._experiment_id: str | None = None
+        self._run_id: str | None = None
+        self._attached = False
+        self._started = time.time()
+        self._outbox: Outbox | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run, once it is known."""
+        return self._run_id
+
+    @property
+    def uri(self) -> str:
+        """The store without passwords."""
+        return self._store.shown
+
+    @property
+    def trouble(self) -> str | None:
+        """The last thing that went wrong, as one line."""
+        error = self._outbox.trouble if self._outbox else None
+        return None if error is None else _reason(error)
+
+    def start(self, run_name: str, params: dict[str, str], tags: dict[str, str], note: str) -> str | None:
+        """Opens a run; ``note`` becomes its description.
+
+        Returns:
+            the run's id; None while a server does not answer (it is asked again in the background).
+
+        Raises:
+            ConfigError: an embedded store cannot be used. A server's troubles never raise.
+        """
+        self._started = time.time()
+        tags = {key: value[:LONGEST_TAG] for key, value in tags.items()}
+        tags |= {"mlflow.note.content": note[:LONGEST_TAG], "mlflow.source.name": "dptrain"}
+
+        def open_run() -> None:
+            with creation_lock(self._store):  # the client makes the tables of an embedded store
+                experiment_id = self._find_experiment()
+            run = self._client.create_run(experiment_id, int(self._started * 1000), tags, run_name)
+            self._run_id = run.info.run_id
+
+        def log_params() -> None:
+            from mlflow.entities import Param
+
+            rows = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in params.items()]
+            for first in range(0, len(rows), MOST_PARAMS):
+                self._client.log_batch(self._run_id, params=rows[first : first + MOST_PARAMS])
+
+        outbox = self._connect()
+        outbox.job(open_run)
+        outbox.tried.wait(FIRST_ANSWER[self._store.is_server])
+        if self._run_id is None and not self._store.is_server:
+            outbox.close(patience=0)
+            problem = self.trouble or "did not answer"
+            raise ConfigError("tracking.uri", self.uri, problem, f"{REMEDY}, or tracking=none")
+        outbox.job(log_params)
+        return self._run_id
+
+    def attach(self, run_id: str) -> None:
+        """Goes on with a run that an earlier command opened; its status stays as it is."""
+        self._connect()
+        self._run_id, self._attached = run_id, True
+
+    def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """Hands over one step's metrics; returns at once. They share a batch, a step and a time stamp."""
+        named = {
+            re.sub(r"[^/\w.\- :]", "_", name): float(value) for name, value in metrics.items() if value is not None
+        }
+        stamp = int((self._started + seconds) * 1000)
+        if self._outbox is not None and named:
+            self._outbox.points(Points(int(step), stamp, named))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Hands over a file, or the files of a folder; it must stay as it is until ``finish``."""
+        self._do(lambda: self._send_files(path, folder))
+
+    def register(self, name: str, bundle: Path) -> None:
+        """Sends the release bundle and makes it a version of the registered model ``name``; nothing is pickled."""
+
+        def register_version() -> None:
+            self._send_files(bundle, "checkpoint")
+            root = self._client.get_run(self._run_id).info.artifact_uri
+            try:
+                self._client.create_registered_model(name)
+            except Exception as error:
+                if _code(error) != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            self._client.create_model_version(name, f"{root}/checkpoint", self._run_id, await_creation_for=None)
+
+        self._do(register_version)
+
+    def finish(self, status: str) -> bool:
+        """Delivers what waits, then closes the run as finished, stopped or failed. True when everything arrived."""
+        if self._outbox is None:
+            return False
+        if not self._attached:
+            self._do(lambda: self._client.set_terminated(self._run_id, STATUS[status]))
+        return self._outbox.close(self._patience)
+
+    def open_command(self) -> str:
+        """The shell command that shows the runs, on this machine only."""
+        if self._store.uri.startswith("http"):
+            return f"python -m webbrowser {shlex.quote(self.link())}"
+        program = Path(sys.executable).with_name("mlflow")
+        name = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
+        return f"{shlex.quote(name)} ui --backend-store-uri {shlex.quote(self.uri)} --host 127.0.0.1 --port 5000"
+
+    def link(self) -> str:
+        """The page to open, once the command runs: the experiment's runs with their charts."""
+        host = self.uri.rstrip("/") if self._store.uri.startswith("http") else "http://127.0.0.1:5000"
+        page = f"experiments/{self._experiment_id}" if self._experiment_id else "experiments"
+        return f"{host}/#/{page}?{VIEW}"
+
+    def _connect(self) -> Outbox:
+        if self._outbox is None:
+            _import_mlflow(with_database=not self._store.uri.startswith("http"))
+            self._outbox = Outbox(self._send_points, self._is_lasting)
+        return self._outbox
+
+    @property
+    def _client(self) -> Any:
+        """MLflow's client, made on first use: a database is opened by that, and it may not answer."""
+        if self._made is None:
+            from mlflow import MlflowClient
+
+            self._made = MlflowClient(tracking_uri=self._store.uri, registry_uri=self._store.uri)
+        return self._made
+
+    def _do(self, job: Any) -> None:
+        if self._outbox is not None:
+            self._outbox.job(job)
+
+    def _find_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        if found is None:
+            place = self._store.artifacts
+            folder = re.sub(r"[^\w.-]", "_", self._experiment)
+            try:
+                self._experiment_id = self._client.create_experiment(
+                    self._experiment, artifact_location=(place / folder).as_uri() if place else None
+                )
+            except Exception as error:  # another job on the same server was first
+                if _code(error) != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self._client.get_experiment_by_name(self._experiment)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                raise RuntimeError(f"experiment '{self._experiment}' was deleted; restore it or name another")
+            self._experiment_id = found.experiment_id
+        assert self._experiment_id is not None
+        return self._experiment_id
+
+    def _send_points(self, batch: list[Points]) -> None:
+        from mlflow.entities import Metric
+
+        rows = [
+            Metric(name, value, points.timestamp, points.step)
+            for points in batch
+            for name, value in points.metrics.items()
+        ]
+        self._client.log_batch(self._known_run(), metrics=rows)
+
+    def _send_files(self, path: Path, folder: str | None) -> None:
+        if path.is_dir():
+            self._client.log_artifacts(self._known_run(), str(path), folder)
+        else:
+            self._client.log_artifact(self._known_run(), str(path), folder)
+
+    def _known_run(self) -> str:
+        if self._run_id is None:
+            raise RuntimeError("the run was never opened")
+        return self._run_id
+
+    def _is_lasting(self, error: Exception) -> bool:
+        """Refused as such, not merely undeliverable. Without a run all must wait."""
+        refused = _code(error) in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
+        return self._run_id is not None and (refused or isinstance(error, FileNotFoundError))
+
+
+def _import_mlflow(with_database: bool) -> None:
+    """Loads MLflow with telemetry and pickle loading off, and without its chatter. Import it nowhere else."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the outbox tries again, at its own pace
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for name, level in (
+        ("alembic", logging.WARNING),  # one line a migration
+        ("mlflow.store.db.utils", logging.WARNING),
+        ("urllib3.connectionpool", logging.ERROR),  # one line a retry
+    ):
+        logging.getLogger(name).setLevel(level)
+    with warnings.catch_warnings():
+        # Deprecations inside MLflow's own dependencies, not ours to act on.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        import mlflow  # noqa: F401
+
+        if with_database:  # here rather than in the thread, where warnings cannot be filtered safely
+            import mlflow.store.model_registry.sqlalchemy_store
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
+def _code(error: Exception) -> str:
+    return str(getattr(error, "error_code", ""))
+
+
+def _reason(error: Exception) -> str:
+    text = one_line(str(error)) or type(error).__name__
+    text = re.sub(r"//[^/@\s]*@", "//", text)
+    return text if len(text) <= 200 else text[:197] + "..."
