@@ -10,6 +10,7 @@ user's name, the script's path and the git commit as tags, and could log automat
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -56,6 +57,7 @@ class MlflowTracker:
         self._store = resolve_store(uri)
         self._experiment = experiment
         self._patience = patience
+        self._mlflow: Any = None
         self._made: Any = None
         self._experiment_id: str | None = None
         self._run_id: str | None = None
@@ -99,9 +101,7 @@ class MlflowTracker:
             self._run_id = run.info.run_id
 
         def log_params() -> None:
-            from mlflow.entities import Param
-
-            rows = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in params.items()]
+            rows = [self._mlflow.entities.Param(key, str(value)[:LONGEST_PARAM]) for key, value in params.items()]
             for first in range(0, len(rows), MOST_PARAMS):
                 self._client.log_batch(self._run_id, params=rows[first : first + MOST_PARAMS])
 
@@ -172,7 +172,7 @@ class MlflowTracker:
 
     def _connect(self) -> Outbox:
         if self._outbox is None:
-            _import_mlflow(with_database=not self._store.uri.startswith("http"))
+            self._mlflow = _import_mlflow(with_database=not self._store.uri.startswith("http"))
             self._outbox = Outbox(self._send_points, self._is_lasting)
         return self._outbox
 
@@ -180,9 +180,7 @@ class MlflowTracker:
     def _client(self) -> Any:
         """MLflow's client, made on first use: a database is opened by that, and it may not answer."""
         if self._made is None:
-            from mlflow import MlflowClient
-
-            self._made = MlflowClient(tracking_uri=self._store.uri, registry_uri=self._store.uri)
+            self._made = self._mlflow.MlflowClient(tracking_uri=self._store.uri, registry_uri=self._store.uri)
         return self._made
 
     def _do(self, job: Any) -> None:
@@ -210,10 +208,8 @@ class MlflowTracker:
         return self._experiment_id
 
     def _send_points(self, batch: list[Points]) -> None:
-        from mlflow.entities import Metric
-
         rows = [
-            Metric(name, value, points.timestamp, points.step)
+            self._mlflow.entities.Metric(name, value, points.timestamp, points.step)
             for points in batch
             for name, value in points.metrics.items()
         ]
@@ -236,7 +232,7 @@ class MlflowTracker:
         return self._run_id is not None and (refused or isinstance(error, FileNotFoundError))
 
 
-def _import_mlflow(with_database: bool) -> None:
+def _import_mlflow(with_database: bool) -> Any:
     """Loads MLflow with telemetry and pickle loading off, and without its chatter. Import it nowhere else."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -253,11 +249,12 @@ def _import_mlflow(with_database: bool) -> None:
         # Deprecations inside MLflow's own dependencies, not ours to act on.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        import mlflow  # noqa: F401
+        import mlflow
 
         if with_database:  # here rather than in the thread, where warnings cannot be filtered safely
-            import mlflow.store.model_registry.sqlalchemy_store
-            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+            for kind in ("tracking", "model_registry"):
+                importlib.import_module(f"mlflow.store.{kind}.sqlalchemy_store")
+    return mlflow
 
 
 def _code(error: Exception) -> str:
