@@ -19,6 +19,7 @@ DEAD = "http://127.0.0.1:9"  # the discard port; nothing listens
 
 
 def client_of(tracker: MlflowTracker) -> Any:
+    tracker._connect()
     return tracker._client
 
 
