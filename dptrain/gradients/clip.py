@@ -1,0 +1,135 @@
+"""From gradients of rows to the clipped sum: the code that every engine with per-row gradients shares.
+
+The gradients that arrive here may be wrong in their last digits, huge, or not numbers at all; what leaves is
+bounded whatever arrived, because the norm is taken of the very values that are added afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from dptrain.gradients.protocol import ClippingRule
+
+_CHUNK = 1 << 19
+"""Float64 values worked on at once on a CPU: 4 MiB, which stays in cache between the passes over it."""
+
+_CHUNK_ACCELERATOR = 1 << 26
+"""The same elsewhere, where launching work costs more than moving it: 512 MiB."""
+
+_LARGEST_CONTRIBUTION = 2.0**32
+"""Most grid steps that one contribution may span; keeps sums of 2^20 units exact in float64."""
+
+
+def check_grid(rule: ClippingRule) -> None:
+    """Refuses a grid too fine for exact sums.
+
+    Guarantee: under a rule that passes, the sum of up to ``largest_exact_draw(rule)`` contributions, in any order,
+    is a float64 without rounding.
+    """
+    if not 0.0 < rule.clipping_norm < float("inf"):
+        raise ValueError(f"clipping_norm={rule.clipping_norm} is not a finite number above 0")
+    if rule.grid is not None and not 0.0 < rule.grid < float("inf"):
+        raise ValueError(f"grid={rule.grid} is not a finite number above 0")
+    if rule.grid is not None and rule.clipping_norm / rule.grid > _LARGEST_CONTRIBUTION:
+        raise ValueError(f"a grid of {rule.grid} is too fine for clipping_norm={rule.clipping_norm}: above 2^32 steps")
+
+
+def largest_exact_draw(rule: ClippingRule) -> int:
+    """Number of units whose contributions surely sum without rounding (a training loop refuses more units)."""
+    if rule.grid is None:
+        raise ValueError("sums without a grid are not exact")
+    return int(2.0**52 // (rule.clipping_norm / rule.grid + 1.0))
+
+
+def add_clipped_rows(
+    grads: Sequence[Tensor], unit: Tensor, weight: Tensor, rule: ClippingRule, total: Tensor
+) -> Tensor:
+    """Adds up the rows of each unit, clips every unit and adds the contributions to ``total`` in place.
+
+    Guarantee: a slot adds a vector of norm at most C before rounding to the grid (which moves each coordinate by
+    at most half a step); a slot with a non-finite value in any of its weighted rows, or whose squared norm
+    overflows float64, adds exactly nothing; rows of weight 0 add exactly nothing, whatever they hold.
+
+    Args:
+        grads: one (R, *shape) tensor per parameter: gradient of each row's weighted loss.
+        unit: (R,) int64 slot of each row.
+        weight: (R,) row weights; rows of weight 0 are ignored.
+        rule: clipping norm and grid.
+        total: (D,) float64, in grid steps where the rule has a grid.
+
+    Returns:
+        (R,) float64 norm of each slot before clipping (inf or NaN where not finite); 0 for empty slots.
+    """
+    num_slots = len(weight)
+    flat = [g.reshape(num_slots, -1) for g in grads]
+    live = weight != 0
+    slots = unit
+    if _rows_share_a_slot(unit, live):
+        flat = [_sum_rows_of_slots(g, unit, live) for g in flat]
+        slots = torch.arange(num_slots, device=weight.device)
+        live = torch.zeros(num_slots, dtype=torch.bool, device=weight.device).index_fill_(0, unit[live], True)
+    squared = torch.zeros(num_slots, dtype=torch.float64, device=total.device)
+    for _, values in _chunks(flat):
+        squared += values.square_().sum(1)
+    norms = squared.sqrt_()
+    # NaN compares as False: whatever is not a finite number is dropped.
+    kept = live & (norms < float("inf"))
+    factor = torch.where(kept, clip_factor(norms, rule, len(total)), 0.0)
+    dropped = torch.nonzero(~kept).flatten()
+    for columns, values in _chunks(flat):
+        if len(dropped):
+            values.index_fill_(0, dropped, 0.0)  # 0 * inf would be NaN
+        values.mul_(factor[:, None])
+        if rule.grid is not None:
+            values.round_()
+        total[columns] += values.sum(0)
+    return torch.zeros_like(norms).index_copy_(0, slots[live], norms[live])
+
+
+def clip_factor(norm: Tensor, rule: ClippingRule, num_parameters: int) -> Tensor:
+    """What a unit's gradient of the given finite norm is multiplied by: at most 1, and at most C / norm, over the grid.
+
+    Guarantee: values times this factor have norm at most C (in grid steps: C / grid), float64 errors included. A
+    float64 sum of D squares is low by at most D 2^-53 of itself, and the square root, the division and the two
+    products by a few 2^-53 more (Higham 2002, sections 3.1 and 4.2); the factor is lowered by more than all of them.
+    """
+    margin = 1.0 - (num_parameters + 32) * 2.0**-53
+    # Dividing by 0 gives infinity, and the smaller of it and 1 is 1: a zero gradient stays as it is.
+    factor = (rule.clipping_norm * margin / norm).clamp_(max=1.0)
+    return factor if rule.grid is None else factor / rule.grid
+
+
+def _rows_share_a_slot(unit: Tensor, live: Tensor) -> bool:
+    held = unit[live]
+    return len(torch.unique(held)) < len(held)
+
+
+def _sum_rows_of_slots(grad: Tensor, unit: Tensor, live: Tensor) -> Tensor:
+    """(R, n) rows -> (R, n) float64 slots. Kept, not recomputed: both passes must see the very same values."""
+    slots = torch.zeros(grad.shape, dtype=torch.float64, device=grad.device)
+    rows = torch.nonzero(live).flatten()
+    return slots.index_add_(0, unit[rows], grad[rows].to(torch.float64))
+
+
+def _chunks(flat: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of the (R, D) matrix that the parameters form side by side, a cache's worth at a time.
+
+    Yields:
+        the columns' place in the flat vector, and a float64 copy (R, columns) that the caller may overwrite; it is
+        reused for the next chunk.
+    """
+    rows = flat[0].shape[0]
+    size = _CHUNK if flat[0].device.type == "cpu" else _CHUNK_ACCELERATOR
+    width = max(1, size // max(rows, 1))
+    widest = min(width, max(g.shape[1] for g in flat))
+    scratch = torch.empty(rows * widest, dtype=torch.float64, device=flat[0].device)
+    done = 0
+    for grad in flat:
+        for start in range(0, grad.shape[1], width):
+            part = grad[:, start : start + width]
+            values = scratch[: part.numel()].view(part.shape)
+            yield slice(done + start, done + start + part.shape[1]), values.copy_(part)
+        done += grad.shape[1]

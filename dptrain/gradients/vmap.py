@@ -1,0 +1,88 @@
+"""Per-row gradients by ``torch.func``: any model that vmap can follow. The default engine.
+
+A row goes through the model alone, as a batch of one, so nothing in the model can mix rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from dptrain.data.batches import PhysicalBatch
+from dptrain.errors import ConfigError
+from dptrain.gradients.clip import add_clipped_rows, check_grid
+from dptrain.gradients.protocol import ClippingRule, RowLoss, UnitStats, trainable
+from dptrain.registry import engines
+
+
+class VmapEngine:
+    """Clipped sums from per-row gradients of ``vmap(grad(loss))``.
+
+    Guarantee: as the ``Engine`` protocol states; each unit is rounded to the grid before it is added.
+
+    Args:
+        module: the model, in whatever mode (train or eval) it should run; its parameters are read at every call.
+        row_loss: (outputs (1, ...), targets (1,)) -> (1,) loss.
+        rule: clipping norm and grid.
+        autocast: dtype of autocast around the forward pass, or None.
+    """
+
+    name = "vmap"
+    float_class = "exact"
+
+    def __init__(self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> None:
+        check_grid(rule)
+        self._module = module
+        self._row_loss = row_loss
+        self._rule = rule
+        self._autocast = autocast
+        self._per_row = vmap(
+            grad(self._loss_of_row, has_aux=True), in_dims=(None, None, 0, 0, 0), randomness="different"
+        )
+
+    def add_clipped_sum(self, batch: PhysicalBatch, total: Tensor) -> UnitStats:
+        """See ``Engine``. Raises ConfigError where the model cannot be followed by vmap."""
+        moving = {name: p.detach() for name, p in trainable(self._module).items()}
+        fixed = {name: p.detach() for name, p in self._module.named_parameters() if not p.requires_grad}
+        fixed |= {name: b.clone() for name, b in self._module.named_buffers()}
+        try:
+            grads, losses = self._per_row(moving, fixed, batch.inputs, batch.targets, batch.weight)
+        except RuntimeError as error:
+            raise _refusal(error) or error from error
+        norms = add_clipped_rows([grads[name] for name in moving], batch.unit, batch.weight, self._rule, total)
+        return UnitStats(norms, losses.float())
+
+    def _loss_of_row(
+        self, moving: dict[str, Tensor], fixed: dict[str, Tensor], row: Tensor, target: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(row.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            outputs = functional_call(self._module, (moving, fixed), (row[None],), tie_weights=True)
+        loss = self._row_loss(outputs, target[None]).squeeze(0)
+        return loss * weight.to(loss.dtype), loss.detach()
+
+
+def _refusal(error: RuntimeError) -> ConfigError | None:
+    """The error to show when the model, not the machine, is what vmap stumbled over."""
+    text = str(error)
+    if not any(word in text for word in ("vmap", "functorch", "batching rule", "Batching rule")):
+        return None
+    reason = text.strip().split(". ")[0].splitlines()[0][:200]
+    return ConfigError(
+        "clipping.engine",
+        VmapEngine.name,
+        f"the model cannot be run row by row under vmap ({reason})",
+        "set clipping.engine=opacus or clipping.engine=loop, or replace the layer",
+    )
+
+
+@engines.register("vmap")
+def vmap_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> VmapEngine:
+    """Any model; memory of one gradient a row."""
+    return VmapEngine(module, row_loss, rule, autocast)
+
+
+@engines.register("auto")
+def auto_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> VmapEngine:
+    """The engine chosen for you: vmap, which runs the widest range of models and is of the exact class."""
+    return VmapEngine(module, row_loss, rule, autocast)
