@@ -1,0 +1,153 @@
+"""The report as one page: no scripts, no addresses outside it, every string from the run escaped."""
+
+from __future__ import annotations
+
+from html import escape
+
+from dptrain.report import facts
+from dptrain.report.phrases import small
+from dptrain.report.plots import figures
+from dptrain.report.record import RunRecord
+from dptrain.report.style import CSS
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+CAPTIONS = {
+    "progress": "Measured on public rows while training. ε is what had been spent when the score was measured.",
+    "tradeoff": "What each unit of privacy cost bought.",
+    "roc": "Each curve is one attack: the further above the dashed line, the more members it finds. "
+    "The shaded region is everything the promise allows; a curve that leaves it would contradict the promise.",
+}
+TIER = {"internal": "internal: stays in the building", "public": "public tier"}
+
+
+def render_html(record: RunRecord) -> str:
+    """The whole page. The public tier names nothing of the internal one."""
+    drawn = figures(record)
+    body = [
+        _header(record),
+        _banner(record),
+        _cards(record),
+        _promise(record),
+        _cost(record),
+        _course(record, drawn),
+        _audit(record, drawn) if record.tier == "internal" else "",
+        _section("The run", _facts(facts.run_facts(record))),
+    ]
+    title = escape(f"{record.run_id}: privacy report")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n<footer>Made by dptrain from the files of the run folder.</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _header(record: RunRecord) -> str:
+    names = [str(record.get(f"result.{part}") or "") for part in ("data", "model")]
+    title = " · ".join(name for name in names if name) or record.run_id
+    status = facts.STATUS.get(str(record.get("result.status")), str(record.get("result.status")))
+    return (
+        f'<header>\n<div class="over"><span>Privacy report</span><span>{escape(record.run_id)}</span>'
+        f'<span class="pill">{escape(status)}</span><span class="pill {record.tier}">{TIER[record.tier]}</span></div>\n'
+        f'<h1>{escape(title)}</h1>\n<p class="story">{escape(facts.story(record))}</p>\n</header>'
+    )
+
+
+def _banner(record: RunRecord) -> str:
+    text = facts.no_promise(record)
+    return f'<p class="banner" role="alert">{escape(text)}</p>' if text else ""
+
+
+def _cards(record: RunRecord) -> str:
+    made = [
+        f'<div class="card {card.tone}"><dt>{escape(card.label)}</dt>'
+        f'<dd class="value">{escape(card.value)}</dd><dd class="note">{escape(card.note)}</dd></div>'
+        for card in facts.cards(record)
+    ]
+    return '<dl class="cards">\n' + "\n".join(made) + "\n</dl>"
+
+
+def _promise(record: RunRecord) -> str:
+    sentence = str(record.get("statement.sentence") or "No statement was made for this run.")
+    tone = "promise" if record.private else "promise none"
+    parts = [f'<p class="{tone}">{escape(sentence)}</p>', _facts(facts.promise(record))]
+    held = "".join(
+        f'<li>{escape(claim)}<span class="by">{escape(by)}</span></li>' for claim, by in facts.assumptions(record)
+    )
+    columns = _column("It holds if", f"<ul>{held}</ul>" if held else "")
+    columns += _column("It does not cover", _list(facts.not_covered(record)))
+    return _section("What was promised", "\n".join(parts) + (f'<div class="two">{columns}</div>' if columns else ""))
+
+
+def _cost(record: RunRecord) -> str:
+    if not record.private:
+        return ""
+    claimed, here = small(record.get("statement.guarantee.delta")), ' class="here"'
+    rows = "".join(
+        f"<tr{here if delta == claimed else ''}><td>{escape(delta)}</td><td>{escape(epsilon)}</td></tr>"
+        for delta, epsilon in facts.epsilon_table(record)
+    )
+    table = f"<table><thead><tr><th>δ</th><th>ε</th></tr></thead><tbody>{rows}</tbody></table>" if rows else ""
+    note = '<p class="by">One guarantee, read at several δ: a smaller chance of failure costs a larger ε.</p>'
+    columns = f"<div>{_facts(facts.cost(record))}</div>" + _column("ε at other δ", note + table if table else "")
+    return _section("What it cost", f'<div class="two">{columns}</div>' + _list(facts.cautions(record)))
+
+
+def _course(record: RunRecord, drawn: dict[str, str]) -> str:
+    shown = "".join(_figure(name, drawn) for name in ("progress", "tradeoff"))
+    figures_ = f'<div class="two">{shown}</div>' if shown else ""
+    return _section("How good it is", figures_ + _column("Finished model", _facts(facts.final_metrics(record))))
+
+
+def _audit(record: RunRecord, drawn: dict[str, str]) -> str:
+    title = "What an attack found"
+    if not record.audit:
+        return _section(title, "<p>Not audited yet. <code>dptrain audit</code> attacks this checkpoint.</p>")
+    rates = list(dict.fromkeys(fpr for attack in facts.attacks(record) for fpr, _ in attack.found))
+    head = "".join(f"<th>{escape(label)}</th>" for label in ("Attack", "AUC", *(_found_at(fpr) for fpr in rates)))
+    rows = "".join(_attack_row(attack, rates) for attack in facts.attacks(record))
+    table = f'<table class="attacks"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>' if rows else ""
+    words = f"<p><strong>{escape(facts.verdict(record))}</strong></p>" if facts.verdict(record) else ""
+    words += f'<p class="by">{escape(facts.audit_sample(record))}</p>'
+    return _section(title, f'{words}<div class="two"><div>{table}</div>{_figure("roc", drawn)}</div>')
+
+
+def _attack_row(attack: facts.Attack, rates: list[str]) -> str:
+    found = dict(attack.found)
+    cells = f'<td>{escape(attack.name)}</td><td data-label="AUC">{escape(attack.auc)}</td>'
+    for fpr in rates:
+        text = found.get(fpr, "")
+        tone = ' class="refused"' if text.startswith("not shown") else ""
+        cells += f'<td{tone} data-label="{escape(_found_at(fpr))}">{escape(text)}</td>'
+    return f"<tr>{cells}</tr>"
+
+
+def _found_at(fpr: str) -> str:
+    return f"Found at {fpr} false positives"
+
+
+def _figure(name: str, drawn: dict[str, str]) -> str:
+    if name not in drawn:
+        return ""
+    return f"<figure>{drawn[name]}<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
+
+
+def _column(title: str, body: str) -> str:
+    return f"<div><h3>{escape(title)}</h3>{body}</div>" if body else ""
+
+
+def _facts(rows: list[facts.Row]) -> str:
+    if not rows:
+        return ""
+    cells = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
+    return f'<dl class="facts">{cells}</dl>'
+
+
+def _list(entries: list[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(entry)}</li>" for entry in entries) + "</ul>" if entries else ""

@@ -1,0 +1,206 @@
+"""Figures as SVG text to be put into a page: no scripts, no external references, the same bytes for the same run."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from dptrain.report.facts import NAMES
+from dptrain.report.phrases import epsilon_up, is_number, rate, small
+from dptrain.report.record import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette: distinct with every common kind of colour vision.
+BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#5f6b76"
+LINES = [(VERMILION, "-"), (BLUE, "--"), (GREEN, "-."), (PURPLE, ":")]
+STYLE = {
+    "svg.hashsalt": "dptrain",
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": "#1b2733",
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "#1b2733",
+    "ytick.labelcolor": "#1b2733",
+    "grid.color": "#e3e8ec",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "lines.linewidth": 2.0,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+}
+WIDTH = 5.2  # inches; the page scales the figure, and this keeps its text legible from 360 to 560 pixels
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+ROC_FLOOR = 1e-4
+
+
+def figures(record: RunRecord) -> dict[str, str]:
+    """Every figure the run has data for: name -> SVG text.
+
+    ``progress`` (score and ε over steps), ``tradeoff`` (score against ε), ``roc`` (attacks, internal tier only).
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        made = {"progress": _progress(record), "tradeoff": _tradeoff(record), "roc": _roc(record)}
+        return {name: _svg(name, *drawn) for name, drawn in made.items() if drawn is not None}
+
+
+def allowed_region(epsilon: float, delta: float, fpr: list[float]) -> tuple[list[float], list[float]]:
+    """Lowest and highest true-positive rate that an (ε, δ) promise admits at each false-positive rate.
+
+    For any test of one unit's presence: tpr <= e^ε fpr + δ and 1-fpr <= e^ε (1-tpr) + δ, and the same with the two
+    rates exchanged (Kairouz, Oh & Viswanath 2015, Theorem 2.1; Wasserman & Zhou 2010).
+
+    >>> low, high = allowed_region(0.0, 0.0, [0.25])
+    >>> low == high == [0.25]
+    True
+    """
+    grow, shrink = math.exp(min(epsilon, 700.0)), math.exp(-min(epsilon, 700.0))
+    high = [min(1.0, grow * x + delta, 1.0 - shrink * (1.0 - delta - x)) for x in fpr]
+    low = [max(0.0, shrink * (x - delta), 1.0 - delta - grow * (1.0 - x)) for x in fpr]
+    return low, high
+
+
+def _score(record: RunRecord) -> str | None:
+    """The metric drawn over steps."""
+    for name in ("test_accuracy", "test_mae", "public_loss"):
+        if record.series(name)[0]:
+            return name
+    return None
+
+
+def _progress(record: RunRecord) -> tuple[Figure, str] | None:
+    """Score above, ε below, one axis of steps. Without privacy the score alone."""
+    name = _score(record)
+    if name is None:
+        return None
+    steps, values = record.series(name)
+    spent_steps, spent = record.series("epsilon") if record.private else ([], [])
+    figure = _figure(3.7 if spent else 2.6)
+    axes = figure.subplots(2 if spent else 1, 1, sharex=True, squeeze=False)[:, 0]
+    axes[0].plot(steps, values, color=BLUE, marker="o", markersize=3.5)
+    _axis_of_score(axes[0], name)
+    if spent:
+        axes[1].plot(spent_steps, spent, color=VERMILION, marker="o", markersize=3.5)
+        axes[1].set_ylabel("ε spent")
+        axes[1].set_ylim(bottom=0)
+        budget = record.get("plan.target_epsilon") or record.get("plan.epsilon")
+        if is_number(budget):
+            axes[1].axhline(budget, color=GREY, linestyle="--", linewidth=1.2)
+            place = {"xycoords": axes[1].get_yaxis_transform(), "textcoords": "offset points", "va": "top"}
+            axes[1].annotate(f"budget {epsilon_up(budget)}", (0.01, budget), (0, -4), **place)
+            axes[1].set_ylim(top=1.08 * max([budget, *spent]))
+    axes[-1].set_xlabel("step")
+    axes[-1].set_xlim(left=0)
+    return figure, f"{_label(name)} and ε over steps" if spent else f"{_label(name)} over steps"
+
+
+def _tradeoff(record: RunRecord) -> tuple[Figure, str] | None:
+    """Score against the ε spent when it was measured."""
+    name = _score(record)
+    if name is None or not record.private:
+        return None
+    lines = [m for m in record.metrics if is_number(m.get("epsilon")) and is_number(m.get(name))]
+    if len(lines) < 2:
+        return None
+    figure = _figure(3.7)
+    axes = figure.subplots()
+    axes.plot([m["epsilon"] for m in lines], [m[name] for m in lines], color=BLUE, marker="o", markersize=3.5)
+    axes.plot(lines[-1]["epsilon"], lines[-1][name], color=VERMILION, marker="o", markersize=8, linestyle="none")
+    final = f"{100 * lines[-1][name]:.1f} % at ε {epsilon_up(lines[-1]['epsilon'])}"
+    if name == "test_accuracy":
+        end = (lines[-1]["epsilon"], lines[-1][name])
+        axes.annotate(final, end, (0, -14), textcoords="offset points", ha="right", va="top")
+    _axis_of_score(axes, name)
+    axes.set_xlabel("ε spent")
+    axes.set_xlim(left=0)
+    return figure, f"{_label(name)} against ε"
+
+
+def _roc(record: RunRecord) -> tuple[Figure, str] | None:
+    """ROC of the attacks on log axes, over the region that the claim allows."""
+    curves = [(str(a.get("name")), *_curve(a)) for a in record.audit.get("attacks") or [] if isinstance(a, dict)]
+    curves = [(name, fpr, tpr) for name, fpr, tpr in curves if len(fpr) > 1]
+    if not curves:
+        return None
+    floor = _floor(record)
+    figure = _figure(4.5)
+    axes = figure.subplots()
+    grid = [floor * (1.0 / floor) ** (i / 200) for i in range(201)]
+    claimed = (record.audit.get("epsilon_claimed"), record.audit.get("delta"))
+    if is_number(claimed[0]) and is_number(claimed[1]):
+        low, high = allowed_region(claimed[0], claimed[1], grid)
+        label = f"allowed by ε {epsilon_up(claimed[0])}, δ {small(claimed[1])}"
+        axes.fill_between(grid, [max(x, floor) for x in low], high, color=BLUE, alpha=0.13, linewidth=0, label=label)
+        axes.plot(grid, high, color=BLUE, linewidth=1.0, alpha=0.7)
+    axes.plot(grid, grid, color=GREY, linewidth=1.2, linestyle="--", label="guessing")
+    for index, (name, fpr, tpr) in enumerate(curves):
+        colour, dash = LINES[index % len(LINES)]
+        shown = [(max(x, floor), max(y, floor)) for x, y in zip(fpr, tpr, strict=False)]
+        axes.plot(*zip(*shown, strict=True), color=colour, linestyle=dash, drawstyle="steps-post", label=name[:40])
+    axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1))
+    ticks = [10.0**k for k in range(math.ceil(math.log10(floor) - 1e-9), 1)]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [rate(tick) for tick in ticks])
+        axis.set_ticks([], minor=True)
+    axes.set(xlabel="non-members called members (false positives)", ylabel="members found (true positives)")
+    axes.legend(loc="lower right")
+    return figure, "ROC of the attacks on log axes, over the region that the promise allows"
+
+
+def _curve(attack: dict[str, Any]) -> tuple[list[float], list[float]]:
+    roc = attack.get("roc")
+    roc = roc if isinstance(roc, dict) else {}
+    pairs = zip(roc.get("fpr") or [], roc.get("tpr") or [], strict=False)
+    kept = [(float(x), float(y)) for x, y in pairs if is_number(x) and is_number(y)]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def _floor(record: RunRecord) -> float:
+    """Where the log axes begin: the decade of one row in the smaller sample."""
+    sizes = [n for n in (record.audit.get("members"), record.audit.get("non_members")) if is_number(n) and n >= 1]
+    if not sizes:
+        return ROC_FLOOR
+    return max(ROC_FLOOR, min(0.1, 10.0 ** math.floor(math.log10(1.0 / min(sizes)) + 1e-9)))
+
+
+def _axis_of_score(axes: Axes, name: str) -> None:
+    axes.set_ylabel(_label(name))
+    if name == "test_accuracy":
+        from matplotlib.ticker import PercentFormatter
+
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+
+
+def _label(name: str) -> str:
+    return NAMES.get(name, name)
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+
+
+def _svg(name: str, figure: Figure, title: str) -> str:
+    """The figure's SVG element alone, its ids made unique to the figure, with a title for screen readers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=NO_METADATA)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(id="|href="#|url\(#)', lambda found: f"{found[1]}{name}-", text)
+    text = re.sub(r'<svg width="[^"]*" height="[^"]*"|<svg height="[^"]*" (.*?) width="[^"]*"', "<svg", text, count=1)
+    head = f'<svg role="img" aria-label="{escape(title)}"'
+    return text.replace("<svg", head, 1).strip()
