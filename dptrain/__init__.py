@@ -1,3 +1,23 @@
-"""dptrain: differential-privacy training whose label is true, checked, and adds up."""
+"""dptrain: differential-privacy training whose label is true, checked, and adds up.
+
+``train``, ``plan``, ``audit`` and ``load`` are the Python face of the commands; they are imported on first use,
+so that ``import dptrain`` stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dptrain.face import Model, audit, load, plan, train
 
 __version__ = "0.1.0"
+__all__ = ["Model", "__version__", "audit", "load", "plan", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from dptrain import face
+
+        return getattr(face, name)
+    raise AttributeError(f"module 'dptrain' has no attribute '{name}'")

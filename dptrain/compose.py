@@ -70,11 +70,13 @@ def typed(config: Any) -> Any:
 
 
 def _refuse_secrets(node: Any, key: str = "") -> None:
-    """Refuses ``${oc.env:...}`` outside the named list and ``_target_`` anywhere: neither belongs in a stored config."""
+    """Refuses ``${oc.env:...}`` outside the named list, and ``_target_`` anywhere."""
     if isinstance(node, dict):
         for name, value in node.items():
             if name == "_target_":
-                raise ConfigError(f"{key}{name}", value, "configs name things, never code", "register it: imports=[my_file]")
+                raise ConfigError(
+                    f"{key}{name}", value, "configs name things, never code", "register it: imports=[my_file]"
+                )
             _refuse_secrets(value, f"{key}{name}.")
     elif isinstance(node, list):
         for index, value in enumerate(node):
@@ -86,7 +88,8 @@ def _refuse_secrets(node: Any, key: str = "") -> None:
                     key.rstrip("."),
                     f"${{oc.env:{name}}}",
                     "would copy the environment into a stored config",
-                    "secrets belong in the tool's own environment variables; allowed here: " + ", ".join(ALLOWED_ENVIRONMENT),
+                    "secrets belong in the tool's own environment variables; allowed here: "
+                    + ", ".join(ALLOWED_ENVIRONMENT),
                 )
 
 
@@ -116,11 +119,15 @@ def readable(error: Exception) -> Exception:
         name, group = option.group(1), option.group(2)
         options = re.findall(r"[\w./-]+", (option.group(3) or "").split("Config search path")[0])
         if group:
-            return ConfigError(group, name.rsplit("/", 1)[-1], "is not a shipped config", suggest(name.rsplit("/", 1)[-1], options))
+            return ConfigError(
+                group, name.rsplit("/", 1)[-1], "is not a shipped config", suggest(name.rsplit("/", 1)[-1], options)
+            )
         return ConfigError("config", name, "cannot be found", "see 'dptrain configs list'")
     full = re.search(r"full_key: ([\w.]+)", message)
     text = message.split(" full_key:")[0].split(" See https")[0]
-    return ConfigError(full.group(1) if full else "command line", _value_of(message), text, "see 'dptrain configs list'")
+    return ConfigError(
+        full.group(1) if full else "command line", _value_of(message), text, "see 'dptrain configs list'"
+    )
 
 
 def _value_of(message: str) -> str:

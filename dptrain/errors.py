@@ -33,6 +33,10 @@ class ConfigError(DptrainError):
         self.remedy = remedy
         super().__init__(one_line(f"{field}={value}: {problem}; {remedy}"))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str, str, str]]:
+        """Survives the way back from a sweep's worker process."""
+        return type(self), (self.field, str(self.value), self.problem, self.remedy)
+
 
 class BudgetRefused(ConfigError):
     """The privacy budget does not admit what was asked."""

@@ -30,16 +30,21 @@ class RunFolder:
     internal_metrics = property(lambda self: self.path / "internal" / "metrics.jsonl")
     internal_audit = property(lambda self: self.path / "internal" / "audit.json")
     internal_manifest = property(lambda self: self.path / "internal" / "manifest.json")
+    figures = property(lambda self: self.path / "figures")
     report = property(lambda self: self.path / "report.html")
     public_report = property(lambda self: self.path / "report.public.html")
     result = property(lambda self: self.path / "result.json")
 
-    def create(self) -> RunFolder:
-        """Makes the folder (0700) and its internal room; a folder that holds files is refused."""
+    def check_free(self) -> None:
+        """Refuses a folder that holds files."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
                 "run.dir", self.path, "is not an empty folder", "name a new folder or leave run.dir unset"
             )
+
+    def create(self) -> RunFolder:
+        """Makes the folder (0700) and its internal room; a folder that holds files is refused."""
+        self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.internal.mkdir(mode=0o700, exist_ok=True)

@@ -7,6 +7,7 @@ the epsilon of the result never exceeds the target.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
@@ -24,32 +25,45 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
         ConfigError: no noise multiplier up to 10,000 meets the target.
     """
 
+    from scipy.optimize import brentq
+
     def price(sigma: float, interval: float) -> float:
         step = accounting.poisson_sampled(sampling_rate, accounting.gaussian(sigma))
         return accounting.epsilon(accounting.self_composed(steps, step), delta, adjacency, interval)
 
     coarse = min(accounting.COARSE, epsilon / 1000)
-    low, high = 0.0, 1.0
-    while price(high, coarse) > epsilon:
-        low, high = high, high * 2
-        if high > MAX_NOISE_MULTIPLIER:
-            raise ConfigError(
-                "privacy.epsilon",
-                epsilon,
-                f"cannot be met in {steps} steps with any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}",
-                "raise epsilon or delta, or take fewer steps",
-            )
-    low = max(low, high / 64)
-    while high - low > 2e-4 * high:
-        middle = math.sqrt(low * high)
-        if price(middle, coarse) > epsilon:
-            low = middle
-        else:
-            high = middle
+    low, high = _bracket(lambda sigma: price(sigma, coarse) <= epsilon)
+    if high > MAX_NOISE_MULTIPLIER:
+        raise ConfigError(
+            "privacy.epsilon",
+            epsilon,
+            f"cannot be met in {steps} steps with any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}",
+            "raise epsilon or delta, or take fewer steps",
+        )
+    # Log epsilon is close to linear in log sigma, so few prices are needed.
+    root = brentq(lambda x: math.log(price(math.exp(x), coarse) / epsilon), math.log(low), math.log(high), rtol=1e-4)
+    low = math.exp(float(root) - 2e-4)
     return _confirm(lambda sigma: price(sigma, accounting.FINE) <= epsilon, low)
 
 
-def _confirm(meets, start: float) -> float:
+def _bracket(meets: Callable[[float], bool]) -> tuple[float, float]:
+    """Two noise multipliers, close together, of which only the larger meets the target.
+
+    Walks from 1 in small strides: distributions for a far too small multiplier are very long.
+    """
+    sigma, stride = 1.0, 1.5
+    if meets(sigma):
+        while meets(sigma / stride):
+            sigma /= stride
+        return sigma / stride, sigma
+    while not meets(sigma * stride):
+        sigma *= stride
+        if sigma > MAX_NOISE_MULTIPLIER:
+            break
+    return sigma, sigma * stride
+
+
+def _confirm(meets: Callable[[float], bool], start: float) -> float:
     """Rounds up to four digits, then steps up until the fine accountant agrees."""
     unit = 10.0 ** (math.floor(math.log10(start)) - 3)
     ticks = math.ceil(start / unit)

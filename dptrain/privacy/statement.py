@@ -106,7 +106,8 @@ def make_statement(plan: Plan, facts: RunFacts) -> dict[str, Any]:
         "randomness": {"noise": plan.noise, "source": NOISE[plan.noise], "delta_reserved": plan.delta * NOISE_RESERVE},
         "accounting": accounting.method() | {"rounding": "pessimistic", "check": "RDP, an upper bound"},
         "assumptions": _assumptions(plan, facts, stopped),
-        "not_covered": NOT_COVERED + [f"published metric computed from private rows: {m}" for m in facts.nonprivate_metrics],
+        "not_covered": NOT_COVERED
+        + [f"published metric computed from private rows: {m}" for m in facts.nonprivate_metrics],
     }
 
 

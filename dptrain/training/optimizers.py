@@ -27,7 +27,9 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
-        raise ConfigError("optimizer.options", config.options, str(error), f"see torch.optim's {config.name}") from error
+        raise ConfigError(
+            "optimizer.options", config.options, str(error), f"see torch.optim's {config.name}"
+        ) from error
 
 
 def build_schedule(config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:

@@ -1,0 +1,47 @@
+"""The six lines that end a quickstart: how good, how private, how attackable, and where everything lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dptrain.report.phrases import epsilon_up, plain
+from dptrain.report.record import RunRecord, read_record
+from dptrain.run_folder import RunFolder
+
+
+def six_lines(folder: RunFolder, tier: str) -> list[tuple[str, str]]:
+    """Label and value of each line; the attack's line appears in the internal tier only."""
+    record = read_record(folder, tier)
+    return [
+        ("public split", _metrics(record)),
+        ("privacy", _promise(record)),
+        ("attack", _attack(record)),
+        ("checkpoint", str(folder.checkpoint)),
+        ("report", str(folder.report if tier == "internal" else folder.public_report)),
+        ("watch", record.get("result.open_command") or "tracking is off"),
+    ]
+
+
+def _metrics(record: RunRecord) -> str:
+    metrics: dict[str, Any] = record.get("result.metrics") or {}
+    shown = [f"{name.removeprefix('test_').replace('_', ' ')} {plain(value)}" for name, value in metrics.items()]
+    return ", ".join(sorted(shown, key=lambda text: not text.startswith(("accuracy", "mae")))) or "no metric"
+
+
+def _promise(record: RunRecord) -> str:
+    epsilon, delta = record.get("result.epsilon"), record.get("result.delta")
+    if epsilon is None:
+        return "none is promised"
+    return f"epsilon {epsilon_up(epsilon)} at delta {delta:g} for one {record.get('statement.unit.kind')}"
+
+
+def _attack(record: RunRecord) -> str:
+    attacks = record.get("audit.attacks")
+    if not attacks:
+        return f"not attacked yet: dptrain audit run={record.get('result.run_id')}"
+    best = max(attacks, key=lambda attack: attack["auc"]["value"])
+    auc = best["auc"]
+    return (
+        f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) by {best['name'].replace('_', ' ')}; "
+        f"0.5 is guessing"
+    )

@@ -1,0 +1,39 @@
+"""Adds what later commands make to the MLflow run that training opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dptrain.config import TrackingConfig
+from dptrain.run_folder import RunFolder, read_json
+from dptrain.tracking.choose import make_tracker
+
+
+def attach_files(folder: RunFolder, files: list[Path]) -> bool:
+    """Hands public-tier files to the run's own tracker; True when there was nothing to hand over or all arrived."""
+    result = read_json(folder.result)
+    if not result.get("mlflow_run_id"):
+        return True
+    tracker = make_tracker(_tracking(result))
+    tracker.attach(result["mlflow_run_id"])
+    for file in files:
+        tracker.artifact(file)
+    return tracker.finish(result["status"])
+
+
+def log_internal(folder: RunFolder, metrics: dict[str, float], files: list[Path], note: str) -> bool:
+    """Puts internal-tier results into the internal experiment, as a run of the same name."""
+    result = read_json(folder.result)
+    if not result.get("mlflow_run_id"):
+        return True
+    tracker = make_tracker(_tracking(result), internal=True)
+    tracker.start(folder.run_id, {"run_id": folder.run_id}, {"dp.tier": "internal"}, note)
+    tracker.log(int(result["steps"]), metrics, 0.0)
+    for file in files:
+        tracker.artifact(file)
+    return tracker.finish("finished")
+
+
+def _tracking(result: dict[str, Any]) -> TrackingConfig:
+    return TrackingConfig(uri=result.get("tracking_uri"), experiment=result.get("experiment", "dptrain"))

@@ -1,0 +1,109 @@
+"""Puts the parts of a private run together so that they belong to one plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dptrain.config import TrainConfig
+from dptrain.data.batches import PhysicalBatch, UnitIndex, physical_batches
+from dptrain.data.sampler import PoissonSampler
+from dptrain.data.source import Rows
+from dptrain.errors import ConfigError
+from dptrain.gradients.protocol import ClippingRule, Engine, RowLoss, trainable
+from dptrain.keystream import Keystream
+from dptrain.noise.fast import FastNoise
+from dptrain.noise.protocol import Noise
+from dptrain.noise.secure import SecureNoise
+from dptrain.privacy.grid import grid_step
+from dptrain.privacy.plan import NOISE_RESERVE, Plan
+from dptrain.registry import engines
+from dptrain.training.baseline import PlainSum
+from dptrain.training.loop import Trainer
+from dptrain.training.optimizers import build_optimizer, build_schedule
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float64": None}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a config names; ``auto`` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError("execution.device", name, "is not on this machine", "set execution.device=auto")
+    return device
+
+
+def build_engine(config: TrainConfig, module: nn.Module, row_loss: RowLoss, rule: ClippingRule) -> Engine:
+    """The engine a config names, for one module and one way of clipping."""
+    return engines.build(config.clipping.engine, module, row_loss, rule, DTYPES[config.execution.dtype])
+
+
+def build_noise(
+    plan: Plan, keystream: Keystream, num_parameters: int, grid: float | None, device: torch.device
+) -> Noise:
+    """The plan's noise, in grid steps where there is a grid.
+
+    Guarantee: its deviation is the mechanism's own, and its distance from an ideal Gaussian over the whole run
+    is inside the plan's reserve of delta.
+    """
+    assert plan.mechanism is not None
+    assert plan.epsilon is not None
+    std = plan.mechanism.noise_std
+    if grid is None:
+        return FastNoise(keystream, std, device)
+    noise = SecureNoise(keystream, std / grid)
+    distance = noise.distance(num_parameters * plan.steps)
+    if distance * (1.0 + 2.718281828459045**plan.epsilon) > plan.delta * NOISE_RESERVE:
+        raise ConfigError(
+            "privacy.delta",
+            plan.delta,
+            f"is too small for the noise sampler's distance {distance:.2g} from a Gaussian over this run",
+            "raise privacy.delta",
+        )
+    return noise
+
+
+def build_trainer(
+    config: TrainConfig, plan: Plan, module: nn.Module, rows: Rows, row_loss: RowLoss, keystream: Keystream
+) -> Trainer:
+    """A trainer whose sampler, clipping, noise and divisor come out of ``plan`` alone.
+
+    Args:
+        module: on its device.
+        rows: private training rows, in memory.
+        keystream: source of draws and noise.
+    """
+    parameters = trainable(module)
+    device = next(iter(parameters.values())).device
+    count = sum(p.numel() for p in parameters.values())
+    index = UnitIndex(rows.unit_id)
+    sampler = PoissonSampler(index.num_units, plan.sampling_rate, keystream)
+    grid = None
+    noise: Noise | None = None
+    if plan.mechanism is None:
+        engine: Engine = PlainSum(module, row_loss, DTYPES[config.execution.dtype])
+    else:
+        if plan.noise == "secure":
+            grid = grid_step(plan.mechanism.clipping_norm, plan.mechanism.sensitivity_slack, count)
+        engine = build_engine(config, module, row_loss, ClippingRule(plan.mechanism.clipping_norm, grid))
+        noise = build_noise(plan, keystream, count, grid, device)
+
+    def batches(draw: Tensor) -> Iterator[PhysicalBatch]:
+        return physical_batches(draw, rows, index, config.execution.physical_batch_size, device)
+
+    optimizer = build_optimizer(config.optimizer, list(parameters.values()))
+    return Trainer(
+        module=module,
+        plan=plan,
+        draw=sampler.draw,
+        batches=batches,
+        engine=engine,
+        noise=noise,
+        grid=grid,
+        optimizer=optimizer,
+        schedule=build_schedule(config.optimizer, optimizer, plan.steps),
+    )

@@ -1,0 +1,141 @@
+"""What a plan will cost and mean, told before it is carried out. Made-up rows are timed, never private ones."""
+
+from __future__ import annotations
+
+import math
+import time
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from dptrain.data.batches import PhysicalBatch
+from dptrain.gradients.protocol import ClippingRule, Engine, trainable
+from dptrain.keystream import Keystream
+from dptrain.privacy.grid import grid_step
+from dptrain.training.assemble import DTYPES, build_engine, build_noise
+from dptrain.training.baseline import PlainSum
+from dptrain.training.setup import Setup
+
+
+def estimate_cost(setup: Setup) -> dict[str, Any]:
+    """Times one physical batch and one noise draw on made-up rows, on a copy of the model.
+
+    Returns:
+        seconds of a physical batch, of a noise draw, of a step, of the whole run, and the time as a ratio to
+        the same batch without privacy.
+    """
+    module = deepcopy(setup.module)
+    count = setup.num_parameters
+    batch = _made_up(setup)
+    total = torch.zeros(count, dtype=torch.float64, device=batch.weight.device)
+    autocast = DTYPES[setup.config.execution.dtype]
+    plain = _seconds(PlainSum(module, setup.row_loss, autocast), batch, total)
+    mechanism = setup.plan.mechanism
+    engine_seconds, noise_seconds, name = plain, 0.0, "plain"
+    if mechanism is not None:
+        secure = setup.plan.noise == "secure"
+        grid = grid_step(mechanism.clipping_norm, mechanism.sensitivity_slack, count) if secure else None
+        engine = build_engine(setup.config, module, setup.row_loss, ClippingRule(mechanism.clipping_norm, grid))
+        engine_seconds, name = _seconds(engine, batch, total), engine.name
+        noise = build_noise(setup.plan, Keystream(), count, grid, batch.weight.device)
+        start = time.perf_counter()
+        noise.draw(0, count)
+        noise_seconds = time.perf_counter() - start
+    rows = setup.plan.expected_batch_size * setup.plan.max_rows_per_unit
+    batches = math.ceil(rows / setup.config.execution.physical_batch_size)
+    step = batches * engine_seconds + noise_seconds
+    return {
+        "engine": name,
+        "physical_batches_a_step": batches,
+        "seconds_a_physical_batch": engine_seconds,
+        "seconds_a_noise_draw": noise_seconds,
+        "seconds_a_step": step,
+        "seconds": step * setup.plan.steps,
+        "ratio_to_plain": step / (batches * plain),
+    }
+
+
+def _made_up(setup: Setup) -> PhysicalBatch:
+    size = setup.config.execution.physical_batch_size
+    generator = torch.Generator().manual_seed(0)
+    dtype = next(iter(trainable(setup.module).values())).dtype
+    targets = torch.zeros(size, dtype=dtype if setup.source.info.task == "regression" else torch.int64)
+    batch = (
+        torch.randn(size, *setup.spec.input_shape, generator=generator, dtype=dtype),
+        targets,
+        torch.arange(size),
+        torch.ones(size),
+    )
+    device = next(setup.module.parameters()).device
+    return PhysicalBatch(*(t.to(device) for t in batch))
+
+
+def _seconds(engine: Engine, batch: PhysicalBatch, total: torch.Tensor, repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        engine.add_clipped_sum(batch, total.zero_())
+        if total.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def plan_text(setup: Setup, cost: dict[str, Any]) -> str:
+    """The plan for a reader on a terminal."""
+    plan, mechanism = setup.plan, setup.plan.mechanism
+    lines = [f"plan for {setup.spec.name} ({setup.num_parameters:,} parameters) on {setup.source.info.name}"]
+    rows: list[tuple[str, str]] = [
+        ("units", f"{plan.public_size:,} (declared), protected: one {plan.unit}"),
+        ("draw", f"Poisson, q = {plan.sampling_rate:.6g}, expected batch {plan.expected_batch_size:g}"),
+        ("steps", f"{plan.steps:,} ({plan.steps * plan.sampling_rate:.1f} expected passes)"),
+    ]
+    if mechanism is None:
+        rows.append(("privacy", "none: this trains without any promise"))
+    else:
+        snr = mechanism.signal_to_noise(setup.num_parameters)
+        rows += [
+            (
+                "noise",
+                f"multiplier {mechanism.noise_multiplier:g} x sensitivity {mechanism.sensitivity:g} ({plan.noise})",
+            ),
+            ("solved for", str(plan.solved_for)),
+            ("epsilon", f"{plan.epsilon:.4f} at delta {plan.delta:g}"),
+            *(
+                (("", f"{e['epsilon']:.4f} at delta {e['delta']:g}"))
+                for e in plan.epsilon_at()
+                if e["delta"] != plan.delta
+            ),
+            ("on delta", _on_delta(plan.delta, plan.public_size)),
+            ("signal", f"at best {snr:.3g} times the noise in norm, each step ({_on_signal(snr)})"),
+        ]
+    rows.append(
+        (
+            "cost",
+            f"about {_clock(cost['seconds'])} here: {cost['physical_batches_a_step']} physical batches of "
+            f"{setup.config.execution.physical_batch_size} a step, engine {cost['engine']}, "
+            f"{cost['ratio_to_plain']:.2f} x the same without privacy",
+        )
+    )
+    rows += [("note", warning) for warning in plan.warnings]
+    rows.append(("read", "no private row was read"))
+    return "\n".join(lines + [f"  {label:<12}{text}" for label, text in rows])
+
+
+def _on_delta(delta: float, size: int) -> str:
+    expected = delta * size
+    verdict = "comfortable" if expected <= 0.01 else "usual" if expected <= 0.1 else "large: choose a smaller delta"
+    return (
+        f"delta x units = {expected:.3g}, {verdict}; a mechanism may expose one unit outright with that chance in all"
+    )
+
+
+def _on_signal(ratio: float) -> str:
+    return "learns easily" if ratio > 0.3 else "needs many steps" if ratio > 0.03 else "mostly noise: enlarge the batch"
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

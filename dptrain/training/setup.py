@@ -1,0 +1,135 @@
+"""Everything that can be refused before a private row is read: names, ranges, plan, model, loss, folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dptrain.config import TrainConfig
+from dptrain.data.source import Source, SourceInfo
+from dptrain.distributed import current_rank
+from dptrain.errors import ConfigError
+from dptrain.gradients.protocol import RowLoss, trainable
+from dptrain.keystream import Keystream
+from dptrain.models.build import ModelSpec, build_model
+from dptrain.models.validate import check_model
+from dptrain.privacy.plan import Plan, compile_plan
+from dptrain.registry import engines, features, load_user_files, sources
+from dptrain.run_folder import RunFolder, new_run
+from dptrain.training.assemble import pick_device
+from dptrain.training.evaluate import metric_names
+from dptrain.training.losses import check_row_loss, row_loss
+from dptrain.training.optimizers import build_optimizer, build_schedule
+
+CACHE = Path("data", "cache")
+"""Where feature maps of rows are kept, relative to the directory of launch; internal tier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A run that nothing speaks against yet. No private row has been read to make it."""
+
+    config: TrainConfig
+    source: Source
+    plan: Plan
+    spec: ModelSpec
+    module: nn.Module
+    row_loss: RowLoss
+    metrics: list[str]
+    folder: RunFolder
+    keystream: Keystream
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters that training moves."""
+        return sum(p.numel() for p in trainable(self.module).values())
+
+
+def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
+    """Resolves every name and range of a config; reads no private row and writes nothing.
+
+    Args:
+        config: the typed config.
+        check_folder: whether the run folder must be free (a dry run does not need one).
+
+    Raises:
+        ConfigError: naming the setting, what is wrong and what to do.
+    """
+    if current_rank().world_size > 1:
+        raise ConfigError(
+            "WORLD_SIZE", current_rank().world_size, "one process trains a run so far", "launch without torchrun"
+        )
+    if config.execution.threads is not None:
+        torch.set_num_threads(config.execution.threads)
+    load_user_files(config.imports)
+    folder = new_run(config.run.id, config.run.dir)
+    if check_folder:
+        folder.check_free()
+    source = sources.build(config.data.name, config.data, config.seed, options=config.data.options)
+    check_promises(config, source.info)
+    plan = compile_plan(config.privacy, source.info.public_size)
+    device = pick_device(config.execution.device)
+    spec = model_spec(config, source.info)
+    torch.manual_seed(config.seed)
+    module = build_model(spec)
+    check_model(module, spec.name, spec.input_shape, spec.num_outputs)
+    if config.execution.dtype == "float64":
+        module = module.double()
+    loss = row_loss(config.task.loss, source.info.task, config.task.class_weights, source.info.num_classes)
+    check_row_loss(loss, source.info.num_outputs, source.info.task)
+    engines.resolve(config.clipping.engine)
+    names = metric_names(config.task.metrics, source.info.task)
+    build_schedule(config.optimizer, build_optimizer(config.optimizer, list(trainable(module).values())), plan.steps)
+    return Setup(
+        config=config,
+        source=source,
+        plan=plan,
+        spec=spec,
+        module=module.to(device),
+        row_loss=loss,
+        metrics=names,
+        folder=folder,
+        keystream=Keystream(),
+    )
+
+
+def check_promises(config: TrainConfig, info: SourceInfo) -> None:
+    """Refuses combinations of data and privacy settings that would promise something else than they say."""
+    if config.privacy.adjacency == "add_remove" and config.data.public_size is None:
+        raise ConfigError(
+            "privacy.adjacency",
+            "add_remove",
+            "keeps the number of units private, so the rate needs a declared size",
+            "set data.public_size to a public figure",
+        )
+    if config.privacy.unit == "user" and info.unit != "user":
+        raise ConfigError(
+            "privacy.unit", "user", f"data '{info.name}' does not say whose rows are whose", "set data.unit_column"
+        )
+    if config.privacy.max_rows_per_unit > config.execution.physical_batch_size:
+        raise ConfigError(
+            "execution.physical_batch_size",
+            config.execution.physical_batch_size,
+            f"cannot hold one unit of up to {config.privacy.max_rows_per_unit} rows",
+            "raise it, or lower privacy.max_rows_per_unit",
+        )
+
+
+def model_spec(config: TrainConfig, info: SourceInfo) -> ModelSpec:
+    """What will be built, with the shape that the feature map gives."""
+    shape = tuple(info.input_shape)
+    mapped = features.build(config.model.features, shape).output_shape if config.model.features != "none" else shape
+    return ModelSpec(
+        name=config.model.name,
+        options=dict(config.model.options),
+        features=config.model.features,
+        replace_batchnorm=config.model.replace_batchnorm,
+        raw_shape=shape,
+        input_shape=tuple(mapped),
+        num_outputs=info.num_outputs,
+        task=info.task,
+        class_names=info.class_names,
+    )

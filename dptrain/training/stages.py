@@ -1,0 +1,251 @@
+"""The stages of a training run, in the order in which a recipe tells them. See ``recipes/train.py``."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from dptrain.checkpoint.bundle import save_bundle
+from dptrain.data.manifest import manifest_digest, new_salt
+from dptrain.data.source import Rows, Splits
+from dptrain.data.units import limit_rows
+from dptrain.errors import ConfigError
+from dptrain.models.features import cached_features
+from dptrain.privacy.statement import RunFacts, make_statement
+from dptrain.run_folder import RunFolder, write_json, write_text
+from dptrain.tracking.choose import make_tracker
+from dptrain.tracking.console import Progress, summary
+from dptrain.tracking.metrics_log import MetricsLog
+from dptrain.tracking.tracker import Tracker
+from dptrain.training.assemble import build_trainer
+from dptrain.training.evaluate import evaluate
+from dptrain.training.loop import Outcome, Trainer
+from dptrain.training.recorder import Record, Recorder, evaluation_steps
+from dptrain.training.setup import CACHE, Setup, prepare
+
+__all__ = ["assemble", "conclude", "open_folder", "prepare", "read_rows", "release", "say", "train"]
+
+
+def read_rows(setup: Setup) -> Splits:
+    """Reads the private and the public rows, caps rows of a unit, applies the fixed feature map.
+
+    Raises:
+        ConfigError: the rows do not fit what was declared about them.
+    """
+    config, info = setup.config, setup.source.info
+    splits = setup.source.load()
+    train = limit_rows(splits.train, config.privacy.unit, config.privacy.max_rows_per_unit, config.seed)
+    if len(splits.public) == 0:
+        raise ConfigError("data.public_fraction", config.data.public_fraction, "leaves no public row", "raise it")
+    if config.privacy.adjacency == "zero_out" and train.num_units != info.public_size:
+        raise ConfigError(
+            "data.public_size",
+            info.public_size,
+            f"the training rows hold {train.num_units} units, and their number is public under adjacency zero_out",
+            f"set data.public_size={train.num_units}, or privacy.adjacency=add_remove",
+        )
+    return Splits(_mapped(setup, train), _mapped(setup, splits.public))
+
+
+def _mapped(setup: Setup, rows: Rows) -> Rows:
+    inputs = rows.inputs
+    if setup.spec.features != "none":
+        inputs = cached_features(setup.spec.features, inputs, CACHE)
+    dtype = torch.float64 if setup.config.execution.dtype == "float64" else torch.float32
+    targets = rows.targets if rows.targets.dtype == torch.int64 else rows.targets.to(dtype)
+    return Rows(inputs.to(dtype) if inputs.is_floating_point() else inputs, targets, rows.unit_id)
+
+
+def open_folder(setup: Setup, rows: Splits) -> RunFolder:
+    """Makes the run folder and writes the config; the salted digest of the rows goes to the internal room."""
+    folder = setup.folder.create()
+    write_text(folder.config, OmegaConf.to_yaml(OmegaConf.structured(setup.config)))
+    salt = new_salt()
+    digest = manifest_digest(rows.train, salt)
+    write_json(folder.internal_manifest, {"salt": salt.hex(), "digest": digest, "rows": len(rows.train)})
+    return folder
+
+
+def assemble(setup: Setup, rows: Splits, folder: RunFolder) -> tuple[Trainer, Recorder, Tracker]:
+    """The trainer, the recorder with its odometer, and the tracker; the plan goes to the folder and the tracker."""
+    config, plan = setup.config, setup.plan
+    steps = evaluation_steps(plan.steps, config.evaluation.every)
+    values = plan.odometer(steps)
+    if values and plan.epsilon is not None:
+        values[-1] = plan.epsilon
+    epsilons = dict(zip(steps, values, strict=True)) if values else {}
+    odometer = {"steps": steps, "epsilon": values} if values else None
+    write_json(folder.plan, plan.to_json(setup.num_parameters, odometer))
+    trainer = build_trainer(config, plan, setup.module, rows.train, setup.row_loss, setup.keystream)
+
+    def look() -> dict[str, float]:
+        task, size = setup.source.info.task, config.evaluation.batch_size
+        return evaluate(setup.module, rows.public, setup.row_loss, task, setup.metrics, size)
+
+    recorder = Recorder(
+        steps=steps,
+        epsilons=epsilons,
+        epsilon_limit=plan.epsilon,
+        evaluate=look,
+        listeners=[MetricsLog(folder.metrics).append],
+        internal=MetricsLog(folder.internal_metrics),
+        published=config.allow_nonprivate_metrics,
+    )
+    return trainer, recorder, _tracker(setup, folder)
+
+
+def _tracker(setup: Setup, folder: RunFolder) -> Tracker:
+    config = setup.config
+    tracker = make_tracker(config.tracking)
+    tags = {"dp.private": str(setup.plan.is_private).lower(), "dp.unit": setup.plan.unit}
+    if setup.plan.is_private:
+        tags |= {"dp.adjacency": setup.plan.adjacency, "dp.accountant": "PLD", "dp.noise": setup.plan.noise}
+    params = _flatten(OmegaConf.to_container(OmegaConf.structured(config)))
+    tracker.start(folder.run_id, params, tags, "training; the privacy statement follows when the run ends")
+    tracker.artifact(folder.plan)
+    return tracker
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(node, dict):
+        return {k: v for name, inner in node.items() for k, v in _flatten(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): str(node)}
+
+
+def train(setup: Setup, trainer: Trainer, recorder: Recorder, tracker: Tracker, folder: RunFolder) -> Outcome:
+    """Takes the planned steps. Ctrl-C ends the run cleanly; a defect leaves a result that says ``failed``."""
+    progress = Progress(setup.plan.steps, setup.plan.epsilon)
+    recorder.listeners += [lambda record: _track(tracker, record), progress.evaluation]
+
+    def on_step(done: int, report: Any, seconds: float) -> None:
+        nonlocal last
+        last = (done, report, seconds)
+        recorder.on_step(done, report, seconds)
+        progress.update(done)
+
+    last: tuple[int, Any, float] = (0, None, 0.0)
+    try:
+        outcome = trainer.run(on_step)
+        if outcome.status == "stopped" and last[0]:
+            recorder.record(*last, epsilon=setup.plan.epsilon_after(outcome.steps_done))
+    except BaseException as error:
+        # The step in hand may have drawn its noise: it counts.
+        done = min(last[0] + 1, setup.plan.steps)
+        failed = Outcome(done, "failed", last[2])
+        with suppress(OSError):
+            _write_result(setup, failed, recorder, tracker, folder)
+        tracker.finish("failed")
+        if isinstance(error, torch.OutOfMemoryError):
+            raise ConfigError(
+                "execution.physical_batch_size",
+                setup.config.execution.physical_batch_size,
+                "does not fit the device's memory",
+                "lower it; the guarantee does not change",
+            ) from error
+        raise
+    finally:
+        progress.close()
+    return outcome
+
+
+def _track(tracker: Tracker, record: Record) -> None:
+    numbers = {k: float(v) for k, v in record.items() if k not in ("step", "seconds") and v is not None}
+    tracker.log(int(record["step"]), numbers, float(record["seconds"]))
+
+
+def release(setup: Setup, trainer: Trainer, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
+    """Writes the statement and the release bundle; returns the statement."""
+    info = setup.source.info
+    facts = RunFacts(
+        run_id=folder.run_id,
+        steps_done=outcome.steps_done,
+        engine=trainer.engine.name,
+        float_class=trainer.engine.float_class,
+        data={
+            "name": info.name,
+            "licence": info.licence,
+            "public_size": info.public_size,
+            "public_split": info.public_split,
+        },
+        test_randomness=not setup.keystream.is_private,
+        nonprivate_metrics=setup.config.allow_nonprivate_metrics,
+    )
+    statement = make_statement(setup.plan, facts)
+    write_json(folder.statement, statement)
+    save_bundle(folder.checkpoint, setup.module, setup.spec, statement)
+    return statement
+
+
+def conclude(
+    setup: Setup,
+    outcome: Outcome,
+    recorder: Recorder,
+    tracker: Tracker,
+    folder: RunFolder,
+    statement: dict[str, Any],
+) -> dict[str, Any]:
+    """Hands the public artifacts to the tracker, closes it and writes result.json."""
+    tracker.artifact(folder.statement)
+    tracker.artifact(folder.config)
+    tracker.artifact(folder.checkpoint, "checkpoint")
+    if setup.config.tracking.register_as:
+        tracker.register(setup.config.tracking.register_as, folder.checkpoint)
+    arrived = tracker.finish(outcome.status)
+    result = _write_result(setup, outcome, recorder, tracker, folder)
+    if not arrived:
+        print(f"dptrain: note: the tracker did not get everything ({tracker.trouble}); the run folder has it all")
+    key = "test_accuracy" if "test_accuracy" in recorder.last else "public_loss"
+    extra = {"objective": recorder.last.get(key), "sentence": statement["sentence"], "folder": str(folder.path)}
+    return result | extra
+
+
+def _write_result(
+    setup: Setup, outcome: Outcome, recorder: Recorder, tracker: Tracker, folder: RunFolder
+) -> dict[str, Any]:
+    private = setup.plan.is_private and setup.keystream.is_private
+    skip = ("step", "seconds", "epsilon", "budget_remaining")
+    result = {
+        "run_id": folder.run_id,
+        "status": outcome.status,
+        "private": private,
+        "epsilon": setup.plan.epsilon_after(outcome.steps_done) if private else None,
+        "delta": setup.plan.delta if private else None,
+        "steps": outcome.steps_done,
+        "planned_steps": setup.plan.steps,
+        "metrics": {name: value for name, value in recorder.last.items() if name not in skip},
+        "mlflow_run_id": tracker.run_id,
+        "tracking_uri": tracker.uri,
+        "open_command": tracker.open_command(),
+        "seconds": round(outcome.seconds, 2),
+        "device": str(next(setup.module.parameters()).device),
+        "parameters": setup.num_parameters,
+        "data": setup.source.info.name,
+        "model": setup.spec.name,
+        "experiment": setup.config.tracking.experiment,
+    }
+    write_json(folder.result, result)
+    return result
+
+
+def say(result: dict[str, Any], folder: RunFolder, statement: dict[str, Any]) -> None:
+    """The six lines at the end of a training run."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    guarantee = statement["guarantee"]
+    promise = f"epsilon {guarantee['epsilon']:.4f} at delta {guarantee['delta']:g}" if guarantee else "none claimed"
+    summary(
+        [
+            (
+                "run",
+                f"{result['run_id']} {result['status']}, {result['steps']} of {result['planned_steps']} steps, "
+                f"{result['seconds']:.1f} s on {result['device']}",
+            ),
+            ("public split", metrics),
+            ("privacy", f"{promise} for one {statement['unit']['kind']}"),
+            ("checkpoint", str(folder.checkpoint)),
+            ("next", f"dptrain audit run={folder.path}"),
+            ("watch", result["open_command"] or "tracking is off"),
+        ]
+    )

@@ -1,0 +1,45 @@
+"""Attack a finished checkpoint: can one tell members from held-out rows, and does that fit the promise?
+
+    dptrain audit run=runs/RUN
+    python recipes/audit.py run=runs/RUN audit.fpr=[0.01]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from dptrain.cli import guarded
+from dptrain.config import AuditConfig
+from dptrain.launch import launch
+
+
+def run(config: AuditConfig) -> dict[str, Any]:
+    """Loads the bundle and the data of a run, attacks it, and writes internal/audit.json (internal tier).
+
+    Raises:
+        ConfigError: the folder or the data is not the run's.
+        ClaimRejected: what the attack found contradicts the statement (exit code 4).
+    """
+    from dptrain.audit import stages
+
+    # 1. The run's own bundle, every digest checked, and the very rows that it was trained on.
+    subject = stages.open_subject(config)
+
+    # 2. Scores of members and of held-out rows; what they tell apart, with exact intervals.
+    findings = stages.attack(subject, config)
+
+    # 3. Kept inside the building; the exit code says whether the claim survived.
+    stages.keep(subject, findings)
+    stages.say(subject, findings)
+    stages.judge(subject, findings)
+    return findings
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of ``dptrain audit``."""
+    launch("audit", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded("audit", sys.argv[1:]))

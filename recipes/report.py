@@ -1,0 +1,41 @@
+"""One page of a finished run: what was promised, what it cost, what an attack found.
+
+    dptrain report run=runs/RUN
+    python recipes/report.py run=runs/RUN tier=public
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from dptrain.cli import guarded
+from dptrain.config import ReportConfig
+from dptrain.launch import launch
+
+
+def run(config: ReportConfig) -> dict[str, Any]:
+    """Writes report.html (or report.public.html), prints the table and the six-line summary."""
+    from dptrain.report.summary import six_lines
+    from dptrain.report.write import report_text, write_figures, write_report
+    from dptrain.run_folder import open_run
+    from dptrain.tracking.attach import attach_files
+    from dptrain.tracking.console import summary
+
+    folder = open_run(config.run)
+    print(report_text(folder, config.tier))
+    page = write_report(folder, config.tier)
+    public = write_report(folder, "public")
+    attach_files(folder, [public, *write_figures(folder, "public", folder.figures)])
+    print()
+    summary(six_lines(folder, config.tier))
+    return {"page": str(page)}
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of ``dptrain report``."""
+    launch("report", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded("report", sys.argv[1:]))

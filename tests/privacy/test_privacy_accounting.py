@@ -1,0 +1,122 @@
+"""Epsilon against independent sources: the exact Gaussian formula, PRV's bracket, RDP, and closed-form sense."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from dptrain.errors import ConfigError
+from dptrain.privacy import accounting
+from dptrain.privacy.accounting import epsilon, gaussian, poisson_sampled, self_composed, to_dp_event
+
+SETTINGS = [
+    # noise multiplier, sampling rate, steps, delta
+    (1.0, 0.01, 1000, 1e-5),
+    (0.6, 0.001, 10_000, 1e-5),
+    (3.4, 8192 / 60000, 293, 1e-5),
+    (1.809, 2048 / 60000, 1172, 1e-5),
+    (2.0, 0.05, 500, 1e-6),
+    (0.8, 0.004, 2000, 1e-6),
+    (5.0, 0.5, 100, 1e-5),
+    (1.2, 0.01, 1000, 1e-5),
+    (10.0, 0.2, 300, 1e-7),
+    (0.7, 0.02, 200, 1e-4),
+]
+
+
+def exact_gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
+    """Balle and Wang 2018, theorem 8: delta of a Gaussian mechanism of sensitivity 1, inverted."""
+
+    def excess(eps: float) -> float:
+        a, b = 1 / (2 * noise_multiplier), eps * noise_multiplier
+        return norm.cdf(a - b) - math.exp(eps) * norm.cdf(-a - b) - delta
+
+    return brentq(excess, 0, 400, xtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "steps", "delta"), [(2.0, 50, 1e-5), (5.0, 10, 1e-6), (20.0, 100, 1e-5), (1.0, 1, 1e-5)]
+)
+def test_full_draws_equal_the_exact_gaussian(sigma: float, steps: int, delta: float) -> None:
+    got = epsilon(self_composed(steps, poisson_sampled(1.0, gaussian(sigma))), delta)
+    exact = exact_gaussian_epsilon(sigma / math.sqrt(steps), delta)
+    assert exact <= got <= exact * (1 + 1e-3)
+
+
+@pytest.mark.parametrize(("sigma", "q", "steps", "delta"), SETTINGS)
+def test_inside_the_bracket_of_another_accountant(sigma: float, q: float, steps: int, delta: float) -> None:
+    """Opacus' PRV accountant (Gopi et al. 2021) gives a lower and an upper bound on the true epsilon."""
+    low, _, high = _prv_bracket(q, sigma, steps, delta)
+    got = epsilon(self_composed(steps, poisson_sampled(q, gaussian(sigma))), delta)
+    assert low <= got <= high
+
+
+def _prv_bracket(q: float, sigma: float, steps: int, delta: float) -> tuple[float, float, float]:
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(sigma, q, steps)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Optimal order is the largest alpha")  # its RDP start value only
+        law = accountant._get_dprv(eps_error=0.01, delta_error=delta / 1000)
+    return law.compute_epsilon(delta, delta / 1000, 0.01)
+
+
+@pytest.mark.parametrize("adjacency", ["zero_out", "add_remove"])
+@pytest.mark.parametrize(("sigma", "q", "steps", "delta"), SETTINGS[:4])
+def test_never_above_renyi(sigma: float, q: float, steps: int, delta: float, adjacency: str) -> None:
+    event = self_composed(steps, poisson_sampled(q, gaussian(sigma)))
+    assert epsilon(event, delta, adjacency) <= accounting.rdp_epsilon(event, delta, adjacency)
+
+
+@settings(max_examples=6)
+@given(sigma=st.floats(0.7, 6), q=st.floats(0.001, 0.3), steps=st.integers(1, 400))
+def test_monotone_in_steps_noise_and_rate(sigma: float, q: float, steps: int) -> None:
+    def price(s: float, rate: float, t: int) -> float:
+        return epsilon(self_composed(t, poisson_sampled(rate, gaussian(s))), 1e-5, interval=1e-3)
+
+    base = price(sigma, q, steps)
+    slack = 1e-3 * base + 1e-6
+    assert price(sigma, q, steps + 10) >= base - slack
+    assert price(sigma * 1.2, q, steps) <= base + slack
+    assert price(sigma, q * 0.8, steps) <= base + slack
+
+
+def test_no_step_costs_nothing() -> None:
+    assert epsilon(self_composed(0, poisson_sampled(0.1, gaussian(1.0))), 1e-5) == 0.0
+
+
+def test_the_two_paths_through_dp_accounting_agree() -> None:
+    """The library's own event-driven accountant gives the same number as our step-wise use of it."""
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+
+    event = self_composed(300, poisson_sampled(0.05, gaussian(2.0)))
+    other = PLDAccountant(dp.NeighboringRelation.REPLACE_SPECIAL).compose(to_dp_event(event)).get_epsilon(1e-5)
+    assert epsilon(event, 1e-5) == pytest.approx(other, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"type": "os.system"},
+        {"type": "gaussian", "noise_multiplier": 0.0},
+        {"type": "gaussian", "noise_multiplier": -1.0},
+        {"type": "gaussian", "noise_multiplier": math.inf},
+        {"type": "gaussian", "noise_multiplier": math.nan},
+        {"type": "gaussian", "noise_multiplier": 1.0, "extra": 1},
+        {"type": "self_composed", "count": -5, "event": gaussian(1.0)},
+        {"type": "poisson_sampled", "sampling_rate": 1.5, "event": gaussian(1.0)},
+        {"type": "poisson_sampled", "sampling_rate": 0.1, "event": {"module_name": "os", "class_name": "system"}},
+    ],
+)
+def test_events_outside_the_schema_are_refused(event: dict) -> None:
+    with pytest.raises(ConfigError, match="event"):
+        epsilon(event, 1e-5)
