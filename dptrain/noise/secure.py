@@ -1,0 +1,152 @@
+"""The default noise: an exactly rounded Gaussian on the integer grid, from the AES keystream.
+
+Every coordinate is round(S Z), Z standard normal. A float64 Box-Muller transform computes S Z with an error that
+is proved small; where that error could change the rounding, and only there, the pair is computed again with as
+many bits as it takes. What comes out is therefore not "a Gaussian up to floating point" but the rounded Gaussian,
+and rounding an ideal Gaussian added to whole numbers is post-processing of the Gaussian mechanism. The argument,
+with the error analysis, is in docs/noise.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dptrain.keystream import Keystream, Purpose, Stream
+from dptrain.noise.exact import rounded_pair
+
+PAIRS = 1 << 15
+"""Pairs worked on at once, so that a chunk's buffers stay in cache."""
+
+CUT = 2.0**-24
+"""The fast bound holds for U in [CUT, 1 - CUT]; other pairs are looked at one by one."""
+
+FAST_BOUND = 2.0**-40
+"""Proved bound on |computed - ideal| / S for U in [CUT, 1 - CUT]; about twice what the proof needs."""
+
+_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**10, 2.0**36
+_MASK = np.int64((1 << 63) - 1)
+_EPSILON = 2.0**-53
+
+
+class SecureNoise:
+    """Exact samples of round(N(0, S^2)), independent across coordinates and steps.
+
+    Guarantee: up to AES-256 being a pseudo-random permutation, ``count`` coordinates are within total variation
+    ``distance(count)`` of ideal rounded Gaussians. Assumes IEEE-754 float64 and library functions log, sqrt and sin
+    with errors of at most 16 units in the last place (a test measures them; they are below 1).
+
+    Args:
+        keystream: source of the random words (``Purpose.NOISE``, and ``Purpose.NOISE_TIE`` for undecided pairs).
+        std_in_grid_steps: S, the standard deviation in grid steps, in [2^10, 2^36].
+    """
+
+    name = "secure"
+
+    def __init__(self, keystream: Keystream, std_in_grid_steps: float) -> None:
+        if not _SMALLEST_SCALE <= std_in_grid_steps <= _LARGEST_SCALE:
+            raise ValueError(f"std_in_grid_steps={std_in_grid_steps} is not in [2^10, 2^36]")
+        self.scale = float(std_in_grid_steps)
+        self._keystream = keystream
+        self._words = np.empty(2 * PAIRS, dtype=np.int64)
+        self._work = np.empty((3, 2 * PAIRS))
+
+    def draw(self, step: int, count: int) -> Tensor:
+        """(count,) float64 whole numbers. See ``Noise``. On the CPU, whatever device the model is on."""
+        stream = self._keystream.open(Purpose.NOISE, step)
+        ties: Stream | None = None
+        out = np.empty(count + count % 2)
+        for start in range(0, len(out), 2 * PAIRS):
+            part = out[start : start + 2 * PAIRS]
+            words = stream.fill(self._words[: len(part)])
+            with np.errstate(invalid="ignore"):  # a radius word of 0 gives inf - inf here, and is settled exactly
+                undecided = round_pairs(words, self.scale, part, self._work)
+            if len(undecided):
+                ties = ties or self._keystream.open(Purpose.NOISE_TIE, step)
+                settle(undecided, words, self.scale, part, ties)
+        return torch.from_numpy(out[:count])
+
+    def distance(self, total_draws: int) -> float:
+        """Total variation distance of ``total_draws`` coordinates from ideal rounded Gaussians: 2^-100 each.
+
+        A mechanism within distance d of an (epsilon, delta) one is (epsilon, delta + (1 + e^epsilon) d).
+        """
+        return total_draws * 2.0**-100
+
+
+def round_pairs(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarray) -> np.ndarray:
+    """Transforms 2h random words into 2h rounded normals and says which pairs are not certain.
+
+    With U the radius word's low 63 bits and P = (pi/2) T the angle's half, s = sin P:
+    cos 2P = 1 - 2 s^2 and sin 2P = 2 s sqrt(1 - s^2) cover half the circle, and the radius word's sign bit the other.
+
+    Args:
+        words: (2h,) int64: h radius words, then h angle words.
+        scale: S.
+        out: (2h,) float64, written: h cosine members, then h sine members.
+        work: (3, >= 2h) float64 scratch.
+
+    Returns:
+        indices of pairs to be settled; none, most of the time.
+    """
+    half = len(out) // 2
+    radius, angle = words[:half], words[half:]
+    length, sine, normals = work[0, :half], work[0, half : 2 * half], work[1, : 2 * half]
+    uniform, gap = work[1, :half], work[2, : 2 * half]
+    square, root = gap[:half], gap[half:]
+    np.bitwise_and(radius, _MASK, out=length.view(np.int64))
+    np.multiply(length.view(np.int64), 2.0**-63, out=uniform)
+    low, high = float(uniform.min()), float(uniform.max())
+    torch.log(torch.from_numpy(uniform), out=torch.from_numpy(length))
+    np.multiply(length, -8.0 * scale * scale, out=length)
+    np.sqrt(length, out=length)  # 2 S r
+    np.copysign(length, radius.view(np.float64), out=length)
+    np.multiply(angle, 0.5 * math.pi * 2.0**-64, out=square)
+    torch.sin(torch.from_numpy(square), out=torch.from_numpy(sine))
+    np.multiply(sine, sine, out=square)
+    np.subtract(1.0, square, out=root)
+    np.sqrt(root, out=root)
+    np.multiply(root, sine, out=root)
+    np.multiply(root, length, out=normals[half:])
+    np.subtract(0.5, square, out=square)
+    np.multiply(square, length, out=normals[:half])
+    np.rint(normals, out=out)
+    np.subtract(normals, out, out=gap)
+    np.abs(gap, out=gap)
+    threshold = 0.5 - FAST_BOUND * scale
+    if low >= CUT and high <= 1.0 - CUT and gap.max() < threshold:
+        return np.empty(0, dtype=np.int64)
+    suspects = np.flatnonzero(~((gap[:half] < threshold) & (gap[half:] < threshold)) | _outside(radius))
+    return suspects[~_certain(radius[suspects], gap[:half][suspects], gap[half:][suspects], scale)]
+
+
+def settle(pairs: np.ndarray, words: np.ndarray, scale: float, out: np.ndarray, ties: Stream) -> None:
+    """Computes undecided pairs again, exactly, both members from the same further bits, in rising order."""
+    half = len(out) // 2
+    for pair in pairs.tolist():
+        out[pair], out[half + pair] = rounded_pair(int(words[pair]), int(words[half + pair]), scale, ties)
+
+
+def pair_bound(uniform: np.ndarray) -> np.ndarray:
+    """Proved bound on |computed - ideal| / S for pairs with this U; infinite where the proof does not reach."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        square = -2.0 * np.log(uniform)
+        length = np.sqrt(square)
+        relative = _EPSILON + 2.0**-63 / uniform  # of U: conversion to float64, and the bits that follow the word
+        bound = 4.0 * relative / length + 200.0 * _EPSILON * length
+    # NaN fails both comparisons and stays uncertain.
+    return np.where((uniform > 2.0**-40) & (square > 2.0**-40), bound, np.inf)
+
+
+def _outside(radius: np.ndarray) -> np.ndarray:
+    uniform = (radius & _MASK) * 2.0**-63
+    return (uniform < CUT) | (uniform > 1.0 - CUT)
+
+
+def _certain(radius: np.ndarray, cosine_gap: np.ndarray, sine_gap: np.ndarray, scale: float) -> np.ndarray:
+    """Whether the pair's own, sharper bound decides both roundings."""
+    threshold = 0.5 - scale * pair_bound((radius & _MASK) * 2.0**-63)
+    return (cosine_gap < threshold) & (sine_gap < threshold)
