@@ -49,7 +49,7 @@ class Card:
     label: str
     value: str
     note: str
-    tone: str = "plain"  # plain | private | alarm
+    tone: str = "plain"  # plain | private | alarm | found
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,15 @@ def cards(record: RunRecord) -> list[Card]:
             )
         )
     else:
-        made.append(Card("Privacy cost ε", "none promised", "trained without privacy", "alarm"))
+        made.append(Card("Privacy cost ε", "none promised", "the model may reveal any row", "alarm"))
     if record.tier == "internal":
         strongest = _strongest(record)
         if strongest is None:
             made.append(Card("Attack AUC", "not run", "dptrain audit runs it"))
         else:
-            low, high = (strongest["auc"].get(end) for end in ("low", "high"))
-            ends = f"{level(record)} interval {low:.3f} to {high:.3f}" if is_number(low) and is_number(high) else ""
-            text = f"0.5 is guessing; {ends}" if ends else "0.5 is guessing"
-            made.append(Card("Attack AUC", f"{strongest['auc']['value']:.3f}", text))
+            note = _against_guessing(record, strongest["auc"])
+            tone = "found" if note.startswith("better") else "plain"
+            made.append(Card("Attack AUC", f"{strongest['auc']['value']:.3f}", note, tone))
     else:
         done, planned = record.get("result.steps"), record.get("plan.steps")
         made.append(Card("Noisy steps", plain(done), f"of {plain(planned)} planned"))
@@ -164,7 +163,7 @@ def cost(record: RunRecord) -> list[Row]:
     done, planned = get("statement.sampling.steps_done"), get("statement.sampling.steps_planned")
     steps = plain(done) if done == planned else f"{plain(done)} of {plain(planned)} planned"
     rows = [
-        ("Noise multiplier σ", plain(get("statement.mechanism.noise_multiplier"))),
+        ("Noise multiplier σ", plain(get("statement.mechanism.noise_multiplier"))),  # noqa: RUF001
         ("Clipping norm C", plain(get("statement.mechanism.clipping_norm"))),
         ("Sampling rate q", f"{plain(get('statement.sampling.rate'))} (Poisson)"),
         ("Expected batch size", plain(get("statement.sampling.expected_batch_size"))),
@@ -260,6 +259,17 @@ def _strongest(record: RunRecord) -> dict[str, Any] | None:
     """The attack with the highest AUC."""
     usable = [a for a in _attacks(record) if isinstance(a.get("auc"), dict) and is_number(a["auc"].get("value"))]
     return max(usable, key=lambda a: a["auc"]["value"], default=None)
+
+
+def _against_guessing(record: RunRecord, auc: dict[str, Any]) -> str:
+    """Where an AUC's interval lies beside 0.5."""
+    low, high = auc.get("low"), auc.get("high")
+    if not (is_number(low) and is_number(high)):
+        return "0.5 is guessing"
+    ends = f"{level(record)} interval {low:.3f} to {high:.3f}"
+    if low > 0.5:
+        return f"better than guessing (0.5); {ends}"
+    return f"not told apart from guessing (0.5); {ends}" if high >= 0.5 else f"0.5 is guessing; {ends}"
 
 
 def _unless(default: str, value: Any) -> str:

@@ -12,11 +12,14 @@ from dptrain.report.style import CSS
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 CAPTIONS = {
-    "progress": "Measured on public rows while training. ε is what had been spent when the score was measured.",
-    "tradeoff": "What each unit of privacy cost bought.",
-    "roc": "Each curve is one attack: the further above the dashed line, the more members it finds. "
-    "The shaded region is everything the promise allows; a curve that leaves it would contradict the promise.",
+    "progress": ("Measured on public rows while training.", " ε is what had been spent when the score was measured."),
+    "tradeoff": ("", "What each unit of privacy cost bought; the large dot is the finished model."),
+    "roc": (
+        "Each curve is one attack: the further above the dashed line, the more members it finds.",
+        " The shaded region is everything the promise allows; a curve surely outside it would contradict that.",
+    ),
 }
+"""Figure -> what it shows, and what more it shows of a private run."""
 TIER = {"internal": "internal: stays in the building", "public": "public tier"}
 
 
@@ -34,13 +37,13 @@ def render_html(record: RunRecord) -> str:
         _section("The run", _facts(facts.run_facts(record))),
     ]
     title = escape(f"{record.run_id}: privacy report")
+    content = "\n".join(part for part in body if part)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n<footer>Made by dptrain from the files of the run folder.</footer>\n</main>\n</body>\n</html>\n"
+        f"{content}\n<footer>Made by dptrain from the files of the run folder.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -96,7 +99,7 @@ def _cost(record: RunRecord) -> str:
 
 
 def _course(record: RunRecord, drawn: dict[str, str]) -> str:
-    shown = "".join(_figure(name, drawn) for name in ("progress", "tradeoff"))
+    shown = "".join(_figure(name, drawn, record) for name in ("progress", "tradeoff"))
     figures_ = f'<div class="two">{shown}</div>' if shown else ""
     return _section("How good it is", figures_ + _column("Finished model", _facts(facts.final_metrics(record))))
 
@@ -111,7 +114,7 @@ def _audit(record: RunRecord, drawn: dict[str, str]) -> str:
     table = f'<table class="attacks"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>' if rows else ""
     words = f"<p><strong>{escape(facts.verdict(record))}</strong></p>" if facts.verdict(record) else ""
     words += f'<p class="by">{escape(facts.audit_sample(record))}</p>'
-    return _section(title, f'{words}<div class="two"><div>{table}</div>{_figure("roc", drawn)}</div>')
+    return _section(title, f'{words}{table}<div class="roc">{_figure("roc", drawn, record)}</div>')
 
 
 def _attack_row(attack: facts.Attack, rates: list[str]) -> str:
@@ -125,13 +128,15 @@ def _attack_row(attack: facts.Attack, rates: list[str]) -> str:
 
 
 def _found_at(fpr: str) -> str:
-    return f"Found at {fpr} false positives"
+    return f"Members found at {fpr} false positives"
 
 
-def _figure(name: str, drawn: dict[str, str]) -> str:
+def _figure(name: str, drawn: dict[str, str], record: RunRecord) -> str:
     if name not in drawn:
         return ""
-    return f"<figure>{drawn[name]}<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>"
+    always, if_private = CAPTIONS[name]
+    caption = always + (if_private if record.private else "")
+    return f"<figure>{drawn[name]}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _section(title: str, body: str) -> str:

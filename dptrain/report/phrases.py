@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from typing import Any, TypeGuard
 
 MISSING = "not available"
+PERCENT = "\u00a0%"  # a number and its sign stay on one line
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value read from a file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -18,7 +20,7 @@ def plain(value: Any, digits: int = 4) -> str:
     if not is_number(value):
         return MISSING
     if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}".replace(",", "\u202f")  # narrow space: 26 010 reads at a glance
+        return f"{int(value):,}"
     return small(value) if abs(value) < 1e-4 else f"{value:.{digits}g}"
 
 
@@ -26,28 +28,28 @@ def small(value: Any) -> str:
     """A tiny number the way settings are written: ``1e-5``, ``2.5e-6``."""
     if not is_number(value):
         return MISSING
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:g}"
-    mantissa, exponent = f"{value:.3g}".split("e") if "e" in f"{value:.3g}" else f"{value:.2e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-    return f"{mantissa}e{int(exponent)}"
+    mantissa, exponent = f"{value:.5e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def epsilon_up(value: Any) -> str:
     """Epsilon with three decimals, rounded up."""
     if not is_number(value):
         return MISSING
-    return f"{math.ceil(value * 1000 - 1e-9) / 1000:g}"
+    text = f"{math.ceil(value * 1000) / 1000:.3f}".rstrip("0").rstrip(".")
+    return text
 
 
 def percent(value: Any, digits: int = 1) -> str:
     """A share as a percentage: 0.873 is ``87.3 %``."""
-    return f"{100 * value:.{digits}f} %" if is_number(value) else MISSING
+    return f"{100 * value:.{digits}f}{PERCENT}" if is_number(value) else MISSING
 
 
 def rate(value: Any) -> str:
     """A false-positive rate as a percentage without needless zeros: 0.001 is ``0.1 %``."""
-    return f"{100 * value:g} %" if is_number(value) else MISSING
+    return f"{100 * value:g}{PERCENT}" if is_number(value) else MISSING
 
 
 def interval(entry: Any, as_percent: bool) -> str:
@@ -60,7 +62,12 @@ def interval(entry: Any, as_percent: bool) -> str:
     show = percent if as_percent else (lambda x: f"{x:.3f}")
     if not (is_number(entry.get("low")) and is_number(entry.get("high"))):
         return show(value)
-    return f"{show(value)} [{show(entry['low'])}, {show(entry['high'])}]"
+    return f"{show(value)} [{show(entry['low'])},\u00a0{show(entry['high'])}]"
+
+
+def printable(text: str) -> str:
+    """Without control and direction characters, which could rewrite a terminal or break a drawing."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]", " ", text)
 
 
 def duration(seconds: Any) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from dptrain.report.facts import NAMES
-from dptrain.report.phrases import epsilon_up, is_number, rate, small
+from dptrain.report.phrases import epsilon_up, is_number, printable, rate, small
 from dptrain.report.record import RunRecord
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # Okabe & Ito's palette: distinct with every common kind of colour vision.
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#5f6b76"
 LINES = [(VERMILION, "-"), (BLUE, "--"), (GREEN, "-."), (PURPLE, ":")]
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "dptrain",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -138,17 +139,17 @@ def _roc(record: RunRecord) -> tuple[Figure, str] | None:
     figure = _figure(4.5)
     axes = figure.subplots()
     grid = [floor * (1.0 / floor) ** (i / 200) for i in range(201)]
-    claimed = (record.audit.get("epsilon_claimed"), record.audit.get("delta"))
-    if is_number(claimed[0]) and is_number(claimed[1]):
-        low, high = allowed_region(claimed[0], claimed[1], grid)
-        label = f"allowed by ε {epsilon_up(claimed[0])}, δ {small(claimed[1])}"
+    epsilon, delta = record.audit.get("epsilon_claimed"), record.audit.get("delta")
+    if is_number(epsilon) and is_number(delta):
+        low, high = allowed_region(epsilon, delta, grid)
+        label = f"allowed by ε {epsilon_up(epsilon)}, δ {small(delta)}"
         axes.fill_between(grid, [max(x, floor) for x in low], high, color=BLUE, alpha=0.13, linewidth=0, label=label)
         axes.plot(grid, high, color=BLUE, linewidth=1.0, alpha=0.7)
     axes.plot(grid, grid, color=GREY, linewidth=1.2, linestyle="--", label="guessing")
     for index, (name, fpr, tpr) in enumerate(curves):
         colour, dash = LINES[index % len(LINES)]
         shown = [(max(x, floor), max(y, floor)) for x, y in zip(fpr, tpr, strict=False)]
-        axes.plot(*zip(*shown, strict=True), color=colour, linestyle=dash, drawstyle="steps-post", label=name[:40])
+        axes.plot(*zip(*shown, strict=True), color=colour, linestyle=dash, drawstyle="steps-post", label=_legend(name))
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1))
     ticks = [10.0**k for k in range(math.ceil(math.log10(floor) - 1e-9), 1)]
     for axis in (axes.xaxis, axes.yaxis):
@@ -165,6 +166,11 @@ def _curve(attack: dict[str, Any]) -> tuple[list[float], list[float]]:
     pairs = zip(roc.get("fpr") or [], roc.get("tpr") or [], strict=False)
     kept = [(float(x), float(y)) for x, y in pairs if is_number(x) and is_number(y)]
     return [x for x, _ in kept], [y for _, y in kept]
+
+
+def _legend(name: str) -> str:
+    """A name as a legend shows it: short, never read as a formula, never hidden."""
+    return printable(name)[:40].replace("$", r"\$").lstrip("_ ") or "attack"
 
 
 def _floor(record: RunRecord) -> float:
@@ -196,11 +202,14 @@ def _figure(height: float) -> Figure:
 def _svg(name: str, figure: Figure, title: str) -> str:
     """The figure's SVG element alone, its ids made unique to the figure, with a title for screen readers."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=NO_METADATA)
+    with warnings.catch_warnings():
+        # Names may be in any script; text stays text, and the reader's browser has the glyph.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(id="|href="#|url\(#)', lambda found: f"{found[1]}{name}-", text)
-    text = re.sub(r'<svg width="[^"]*" height="[^"]*"|<svg height="[^"]*" (.*?) width="[^"]*"', "<svg", text, count=1)
-    head = f'<svg role="img" aria-label="{escape(title)}"'
-    return text.replace("<svg", head, 1).strip()
+    head, body = text.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)  # the page gives the size, the view box the shape
+    return f'{head} role="img" aria-label="{escape(title)}">{body.strip()}'

@@ -56,7 +56,7 @@ class RunRecord:
 
 
 def read_record(folder: RunFolder, tier: str) -> RunRecord:
-    """Gathers a run for ``internal`` (everything) or ``public`` (what may be shown). Opens no internal file for the latter.
+    """Gathers a run for ``internal`` (everything) or ``public`` (what may be shown; opens no internal file).
 
     Raises:
         ConfigError: the tier is unknown, or a file that is there cannot be read.

@@ -12,29 +12,40 @@ body { margin: 0; background: var(--wash); color: var(--ink);
 main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 56px; }
 header { margin-bottom: 24px; }
 .over { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; color: var(--soft); font-size: 14px; }
-.pill { border: 1px solid var(--line); background: var(--paper); border-radius: 99px; padding: 1px 10px; font-size: 13px; }
+.pill { border: 1px solid var(--line); background: var(--paper); border-radius: 99px; padding: 1px 10px;
+  font-size: 13px; }
 .pill.internal { color: var(--alarm); border-color: currentColor; }
-h1 { font-size: clamp(24px, 4vw, 34px); line-height: 1.2; margin: 10px 0 6px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
+h1 { font-size: clamp(24px, 4vw, 34px); line-height: 1.2; margin: 10px 0 6px; letter-spacing: -0.01em;
+  overflow-wrap: anywhere; }
 .story { font-size: clamp(16px, 2vw, 19px); margin: 0; max-width: 46em; }
 .banner { background: var(--alarm-wash); border: 2px solid var(--alarm); color: var(--alarm); border-radius: 10px;
-  padding: 14px 18px; margin: 0 0 24px; font-weight: 700; font-size: 18px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 16px; margin: 0 0 24px; padding: 0; }
-.card { background: var(--paper); border: 1px solid var(--line); border-top: 4px solid var(--soft); border-radius: 10px; padding: 14px 18px 16px; }
+  padding: 14px 18px; margin: 0 0 24px; font-weight: 700; font-size: 18px; max-width: none; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 16px; margin: 0 0 24px;
+  padding: 0; }
+.card { background: var(--paper); border: 1px solid var(--line); border-top: 4px solid var(--soft);
+  border-radius: 10px; padding: 14px 18px 16px; }
 .card.private { border-top-color: var(--blue); }
-.card.alarm { border-top-color: var(--alarm); }
+.card.alarm, .card.found { border-top-color: var(--alarm); }
 .card dt { color: var(--soft); font-size: 14px; }
 .card dd { margin: 0; }
-.card .value { font-size: 34px; line-height: 1.25; font-weight: 650; letter-spacing: -0.02em; font-variant-numeric: tabular-nums; }
+.card .value { font-size: 34px; line-height: 1.25; font-weight: 650; letter-spacing: -0.02em;
+  font-variant-numeric: tabular-nums; }
 .card.alarm .value { color: var(--alarm); font-size: 26px; line-height: 1.63; }
 .card .note { color: var(--soft); font-size: 14px; line-height: 1.4; }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px 24px; margin-bottom: 20px; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px 24px;
+  margin-bottom: 20px; }
 h2 { font-size: 21px; line-height: 1.3; margin: 0 0 12px; }
 h3 { font-size: 15px; margin: 20px 0 6px; }
 p { margin: 0 0 12px; max-width: 46em; overflow-wrap: anywhere; }
 .promise { border-left: 4px solid var(--blue); padding: 2px 0 2px 16px; font-size: 18px; }
 .promise.none { border-color: var(--alarm); }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 8px 40px; align-items: start; }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 8px 40px;
+  align-items: start; }
 .two > div > h3:first-child { margin-top: 4px; }
+dl.facts + .two { margin-top: 18px; }
+.roc { margin-top: 20px; }
+.roc figure { display: grid; grid-template-columns: minmax(0, 560px) minmax(180px, 1fr); gap: 12px 32px;
+  align-items: center; }
 dl.facts { margin: 0; display: grid; grid-template-columns: minmax(120px, 36%) 1fr; font-size: 15px; }
 dl.facts > * { padding: 6px 0; border-bottom: 1px solid var(--line); }
 dl.facts dt { color: var(--soft); padding-right: 12px; }
@@ -56,10 +67,12 @@ footer { color: var(--soft); font-size: 14px; padding: 0 4px; }
   main { padding: 20px 12px 40px; }
   section { padding: 18px 16px; }
   .cards { grid-template-columns: 1fr; gap: 10px; }
-  .card { display: grid; grid-template-columns: 1fr auto; align-items: baseline; gap: 0 12px; padding: 10px 16px 12px; }
+  .card { display: grid; grid-template-columns: 1fr auto; align-items: baseline; gap: 0 12px;
+  padding: 10px 16px 12px; }
   .card .value { font-size: 28px; text-align: right; grid-row: span 1; }
   .card.alarm .value { font-size: 21px; }
   .card .note { grid-column: 1 / -1; }
+  .roc figure { grid-template-columns: 1fr; }
   table.attacks, table.attacks tbody, table.attacks tr, table.attacks td { display: block; }
   table.attacks thead { display: none; }
   table.attacks tr { border-bottom: 1px solid var(--line); padding: 8px 0; }

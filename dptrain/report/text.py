@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 
 from dptrain.report import facts
+from dptrain.report.phrases import printable
 from dptrain.report.record import RunRecord
 
 WIDTH = 80
@@ -54,7 +54,7 @@ def _section(title: str, body: list[str]) -> list[str]:
 def _table(rows: list[facts.Row]) -> list[str]:
     lines = []
     for label, value in rows:
-        lines += _wrap(f"{_clean(label):<{LABEL}} {value}", indent=LABEL + 1, keep=True)
+        lines += _wrap(f"{printable(label):<{LABEL}} {value}", indent=LABEL + 1, keep=True)
     return lines
 
 
@@ -64,10 +64,5 @@ def _bullets(entries: list[str]) -> list[str]:
 
 def _wrap(text: str, indent: int = 0, keep: bool = False) -> list[str]:
     """Folds one paragraph; ``keep`` leaves the spaces that align a column."""
-    text = _clean(text) if keep else " ".join(_clean(text).split())
+    text = printable(text) if keep else " ".join(printable(text).split())
     return textwrap.wrap(text, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False)
-
-
-def _clean(text: str) -> str:
-    """Without control characters, which a hostile name could use to rewrite the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", " ", text)

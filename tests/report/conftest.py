@@ -20,7 +20,7 @@ seed: 3
 
 
 def _epsilon(step: int, delta: float = 1e-5) -> float:
-    return 2.998 * math.sqrt(step / 1170) * math.log(1 / delta) / math.log(1e5)
+    return 2.9972 * math.sqrt(step / 1170) * math.log(1 / delta) / math.log(1e5)
 
 
 def _statement(private: bool) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _statement(private: bool) -> dict[str, Any]:
         },
         "randomness": {
             "noise": "secure",
-            "source": "AES-256 counter-mode keystream keyed by the operating system; rounded Gaussian on an integer grid",
+            "source": "AES-256 counter-mode keystream keyed by the operating system; Gaussian on an integer grid",
         },
         "accounting": {"method": "PLD", "library": "dp-accounting", "version": "0.6.0"},
         "assumptions": [
@@ -122,7 +122,9 @@ def audit(private: bool) -> dict[str, Any]:
         "confidence": 0.95,
         "epsilon_claimed": _epsilon(1170) if private else None,
         "delta": 1e-5 if private else None,
-        "verdict": "No attack tried tells members from non-members better than guessing, at 95 % confidence.",
+        "verdict": "No attack tried tells members from non-members better than guessing, at 95 % confidence."
+        if private
+        else "The attack 'logit difference' tells members from non-members better than guessing.",
         "attacks": attacks,
     }
 
