@@ -13,6 +13,9 @@ from typing import Any
 
 from dptrain.errors import ConfigError
 
+CACHE = Path("data", "cache")
+"""Where feature maps of rows are kept, relative to the directory of launch; internal tier."""
+
 
 @dataclass(frozen=True)
 class RunFolder:

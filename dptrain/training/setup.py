@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -23,9 +22,6 @@ from dptrain.training.assemble import pick_device
 from dptrain.training.evaluate import metric_names
 from dptrain.training.losses import check_row_loss, row_loss
 from dptrain.training.optimizers import build_optimizer, build_schedule
-
-CACHE = Path("data", "cache")
-"""Where feature maps of rows are kept, relative to the directory of launch; internal tier."""
 
 
 @dataclass(frozen=True, kw_only=True)

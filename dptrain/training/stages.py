@@ -15,7 +15,7 @@ from dptrain.data.units import limit_rows
 from dptrain.errors import ConfigError
 from dptrain.models.features import cached_features
 from dptrain.privacy.statement import RunFacts, make_statement
-from dptrain.run_folder import RunFolder, write_json, write_text
+from dptrain.run_folder import CACHE, RunFolder, write_json, write_text
 from dptrain.tracking.choose import make_tracker
 from dptrain.tracking.console import Progress, summary
 from dptrain.tracking.metrics_log import MetricsLog
@@ -24,7 +24,7 @@ from dptrain.training.assemble import build_trainer
 from dptrain.training.evaluate import evaluate
 from dptrain.training.loop import Outcome, Trainer
 from dptrain.training.recorder import Record, Recorder, evaluation_steps
-from dptrain.training.setup import CACHE, Setup, prepare
+from dptrain.training.setup import Setup, prepare
 
 __all__ = ["assemble", "conclude", "open_folder", "prepare", "read_rows", "release", "say", "train"]
 

@@ -1,0 +1,167 @@
+"""The stages of an audit, in the order in which a recipe tells them. See ``recipes/audit.py``.
+
+Everything here is computed from members and stays in the internal tier.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dptrain.audit.attack import run_attacks, verdict
+from dptrain.checkpoint.bundle import Bundle, load_bundle
+from dptrain.compose import typed
+from dptrain.config import AuditConfig, TrainConfig
+from dptrain.data.manifest import manifest_digest
+from dptrain.data.source import Rows
+from dptrain.data.units import limit_rows
+from dptrain.errors import ClaimRejected, ConfigError
+from dptrain.models.features import cached_features
+from dptrain.registry import load_user_files, sources
+from dptrain.run_folder import CACHE, RunFolder, open_run, read_json, write_json
+from dptrain.tracking.attach import log_internal
+from dptrain.tracking.console import summary
+
+SCHEMA = "dptrain.audit/1"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is attacked: a verified bundle, the rows it was trained on, and held-out rows."""
+
+    folder: RunFolder
+    bundle: Bundle
+    members: Rows
+    non_members: Rows
+    batch_size: int
+
+
+def open_subject(config: AuditConfig) -> Subject:
+    """Loads a finished run's bundle and the data that its own config names.
+
+    Raises:
+        ConfigError: the run did not finish, its bundle was changed, or the rows are not those it was trained on.
+    """
+    folder = open_run(config.run)
+    status = read_json(folder.result).get("status")
+    if status == "failed":
+        raise ConfigError("run", config.run, "ended with an error and left no checkpoint", "audit a finished run")
+    settings = _settings(folder)
+    load_user_files(config.imports or settings.imports)
+    bundle = load_bundle(folder.checkpoint)
+    source = sources.build(settings.data.name, settings.data, settings.seed, options=settings.data.options)
+    splits = source.load()
+    members = limit_rows(splits.train, settings.privacy.unit, settings.privacy.max_rows_per_unit, settings.seed)
+    _check_rows(folder, members)
+    return Subject(
+        folder=folder,
+        bundle=bundle,
+        members=_some_units(members, config.audit.max_rows, config.seed),
+        non_members=_some_units(splits.public, config.audit.max_rows, config.seed),
+        batch_size=settings.evaluation.batch_size,
+    )
+
+
+def _settings(folder: RunFolder) -> TrainConfig:
+    from omegaconf import OmegaConf
+
+    try:
+        stored = OmegaConf.load(folder.config)
+        return typed(OmegaConf.merge(OmegaConf.structured(TrainConfig), stored))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError("run", folder.config, f"cannot be read ({error})", "restore it from a copy") from error
+
+
+def _check_rows(folder: RunFolder, members: Rows) -> None:
+    manifest = read_json(folder.internal_manifest)
+    try:
+        salt, digest = bytes.fromhex(manifest["salt"]), str(manifest["digest"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("run", folder.internal_manifest, "is damaged", "restore it from a copy") from error
+    if manifest_digest(members, salt) != digest:
+        raise ConfigError(
+            "data", folder.path, "the rows are not those that this run was trained on", "give the data as it was"
+        )
+
+
+def _some_units(rows: Rows, most: int, seed: int) -> Rows:
+    """All rows of at most ``most`` units, drawn by seed."""
+    if rows.num_units <= most:
+        return rows
+    chosen = torch.randperm(rows.num_units, generator=torch.Generator().manual_seed(seed))[:most]
+    kept = torch.zeros(rows.num_units, dtype=torch.bool).index_fill_(0, chosen, True)
+    return rows.take(torch.nonzero(kept[rows.unit_id]).flatten())
+
+
+def attack(subject: Subject, config: AuditConfig) -> dict[str, Any]:
+    """Scores members and non-members and says what they tell apart; the content of internal/audit.json."""
+    start = time.monotonic()
+    statement = subject.bundle.statement
+    guarantee = statement.get("guarantee") or {}
+    members, others = subject.members, subject.non_members
+    found = run_attacks(
+        _outputs(subject, members),
+        members.targets.numpy(),
+        members.unit_id.numpy(),
+        _outputs(subject, others),
+        others.targets.numpy(),
+        others.unit_id.numpy(),
+        subject.bundle.spec.task,
+        config.audit.fpr,
+        config.audit.confidence,
+    )
+    claim = {"epsilon_claimed": guarantee.get("epsilon"), "delta": guarantee.get("delta")}
+    judged = verdict(found, claim["epsilon_claimed"], claim["delta"], config.audit.confidence)
+    head = {"schema": SCHEMA, "run_id": subject.folder.run_id, "seed": config.seed}
+    return head | claim | found | judged | {"seconds": round(time.monotonic() - start, 2), "objective": None}
+
+
+def _outputs(subject: Subject, rows: Rows) -> Any:
+    spec, module = subject.bundle.spec, subject.bundle.model
+    inputs = rows.inputs
+    if spec.features != "none":
+        inputs = cached_features(spec.features, inputs, CACHE)
+    dtype = next(module.parameters()).dtype
+    with torch.no_grad():
+        parts = [module(part.to(dtype)).double() for part in inputs.split(subject.batch_size)]
+    return torch.cat(parts).numpy()
+
+
+def keep(subject: Subject, findings: dict[str, Any]) -> None:
+    """Writes internal/audit.json and copies it to the internal MLflow experiment."""
+    stored = {key: value for key, value in findings.items() if key != "objective"}
+    write_json(subject.folder.internal_audit, stored)
+    numbers = {f"auc_{a['name']}": float(a["auc"]["value"]) for a in findings["attacks"]}
+    log_internal(subject.folder, numbers, [subject.folder.internal_audit], str(findings["verdict"]))
+
+
+def say(subject: Subject, findings: dict[str, Any]) -> None:
+    """What was found, in a few lines."""
+    lines = [("members", f"{findings['members']:,} units against {findings['non_members']:,} held out")]
+    for found in findings["attacks"]:
+        auc = found["auc"]
+        lines.append(
+            (found["name"].replace("_", " "), f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})")
+        )
+        for rate in found["tpr"]:
+            label = f"TPR at {rate['fpr']:.3%} FPR".replace("000%", "%").replace("00%", "%")
+            text = rate.get("refused") or f"{rate['tpr']:.3%} ({rate['low']:.3%} to {rate['high']:.3%})"
+            lines.append(("", f"{label}: {text}"))
+    lines += [("verdict", str(findings["verdict"])), ("kept in", f"{subject.folder.internal_audit} (internal tier)")]
+    summary(lines)
+
+
+def judge(subject: Subject, findings: dict[str, Any]) -> None:
+    """Raises ClaimRejected (exit code 4) where the attack contradicts the statement."""
+    if findings.get("rejected"):
+        raise ClaimRejected(
+            "run",
+            subject.folder.run_id,
+            f"the attack contradicts the claimed epsilon {findings['epsilon_claimed']}",
+            "do not release this checkpoint",
+        )
