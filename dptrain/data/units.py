@@ -1,0 +1,79 @@
+"""Whose rows are whose: refuses a promise about records where people repeat, and caps the rows of one user."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dptrain.data.source import Rows
+from dptrain.errors import ConfigError
+
+
+def check_units(rows: Rows, unit: str, max_rows: int, *, has_user_ids: bool = True) -> None:
+    """Refuses rows whose ids contradict the unit that is promised.
+
+    Args:
+        rows: private rows; ``unit_id`` names the person wherever the source knows one.
+        unit: ``record`` or ``user`` (privacy.unit).
+        max_rows: rows kept of one user, at least 1 (privacy.max_rows_per_unit).
+        has_user_ids: whether the source says whose rows are whose (``SourceInfo.unit == "user"``).
+
+    Raises:
+        ConfigError: unit=user without ids; unit=record while one id has several rows.
+    """
+    if max_rows < 1:
+        raise ConfigError("privacy.max_rows_per_unit", max_rows, "keeps no row", "set it to at least 1")
+    if unit == "user" and not has_user_ids:
+        raise ConfigError("privacy.unit", "user", "the data does not say whose rows are whose", "set data.unit_column")
+    if unit == "record" and len(torch.unique(rows.unit_id)) < len(rows):
+        raise ConfigError(
+            "privacy.unit",
+            "record",
+            "values of the unit column repeat, so epsilon would protect a row, not the person",
+            "set privacy.unit=user, or leave data.unit_column unset to protect single rows knowingly",
+        )
+
+
+def limit_rows(rows: Rows, unit: str, max_rows: int, seed: int, *, has_user_ids: bool = True) -> Rows:
+    """The rows that train: with unit=user at most ``max_rows`` of each user, with unit=record all of them.
+
+    Args:
+        rows: private rows in file order.
+        unit: ``record`` or ``user``.
+        max_rows: rows kept of one user, at least 1.
+        seed: fixes which of a user's rows are kept.
+        has_user_ids: as in ``check_units``.
+
+    Returns:
+        Rows in their old order with dense unit ids; under ``record`` row i is unit i.
+
+    Raises:
+        ConfigError: as ``check_units``.
+
+    Guarantee: which rows of a user are kept depends on the seed and on how many rows that user has, on no content
+    and on no other user. Taking a user out therefore changes nobody else's rows, which the accounting assumes.
+    """
+    check_units(rows, unit, max_rows, has_user_ids=has_user_ids)
+    if unit == "record":
+        return Rows(rows.inputs, rows.targets)
+    keep = torch.from_numpy(_kept(rows.unit_id.numpy(), max_rows, seed))
+    return rows.take(keep)
+
+
+def _kept(unit_id: np.ndarray, max_rows: int, seed: int) -> np.ndarray:
+    """Positions of the rows kept, ascending."""
+    order = np.argsort(unit_id, kind="stable")
+    _, start, count = np.unique(unit_id[order], return_index=True, return_counts=True)
+    occurrence = np.arange(len(unit_id)) - np.repeat(start, count)  # 0, 1, .. within each unit, in file order
+    total = np.repeat(count, count)
+    key = _mix(_mix(_mix(np.full(len(unit_id), seed)) ^ total.astype(np.uint64)) ^ occurrence.astype(np.uint64))
+    shuffled = np.lexsort((occurrence, key, unit_id[order]))  # still grouped by unit, now in random order inside
+    return np.sort(order[shuffled[occurrence < max_rows]])
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a fixed scrambling of 64-bit integers."""
+    z = value.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
