@@ -162,12 +162,13 @@ class MlflowTracker:
             return f"python -m webbrowser {shlex.quote(self.link())}"
         program = Path(sys.executable).with_name("mlflow")
         name = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
-        return f"{shlex.quote(name)} ui --backend-store-uri {shlex.quote(self.uri)} --host 127.0.0.1 --port 5000"
+        quiet = "MLFLOW_DISABLE_TELEMETRY=true "  # the page reports its use as well
+        return f"{quiet}{shlex.quote(name)} ui --backend-store-uri {shlex.quote(self.uri)} --host 127.0.0.1 --port 5000"
 
     def link(self) -> str:
         """The page to open, once the command runs: the experiment's runs with their charts."""
         host = self.uri.rstrip("/") if self._store.uri.startswith("http") else "http://127.0.0.1:5000"
-        page = f"experiments/{self._experiment_id}" if self._experiment_id else "experiments"
+        page = f"experiments/{self._experiment_id}/runs" if self._experiment_id else "experiments"
         return f"{host}/#/{page}?{VIEW}"
 
     def _connect(self) -> Outbox:

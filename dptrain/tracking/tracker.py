@@ -37,6 +37,10 @@ class Tracker(Protocol):
         """The shell command that shows the runs, or None when there is nothing to show."""
         ...
 
+    def link(self) -> str | None:
+        """The page to open once that command runs, charts in front; None when there is none."""
+        ...
+
     @property
     def run_id(self) -> str | None:
         """The tracker's own id of the run, once it is known."""
@@ -82,4 +86,8 @@ class NullTracker:
 
     def open_command(self) -> str | None:
         """There is nothing to show."""
+        return None
+
+    def link(self) -> str | None:
+        """There is no page."""
         return None

@@ -168,7 +168,9 @@ def test_the_default_store_lies_in_the_directory_of_launch(tmp_path: Path, monke
     tracker = MlflowTracker(None, "digits")
     monkeypatch.chdir("/")
     assert tracker.uri == f"sqlite:///{tmp_path}/mlflow.db"
-    assert f"--backend-store-uri sqlite:///{tmp_path}/mlflow.db --host 127.0.0.1" in tracker.open_command()
+    command = tracker.open_command()
+    assert f"--backend-store-uri sqlite:///{tmp_path}/mlflow.db --host 127.0.0.1" in command
+    assert command.startswith("MLFLOW_DISABLE_TELEMETRY=true ")
 
 
 def test_settings_choose_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
