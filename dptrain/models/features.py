@@ -173,7 +173,7 @@ def _write(path: Path, result: Tensor) -> None:
         save_file({"features": result}, temporary, metadata={"sha256": digest})
         temporary.chmod(0o600)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(
             "cache", path.parent, f"cannot be written ({error})", "free the disk or its rights"
         ) from error

@@ -175,11 +175,11 @@ def test_everything_is_left_as_it_was() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 2)).eval()
     module.get_submodule("1").train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # type: ignore[index]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
     check_model(module, "mine", SHAPE, 2)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.array_equal(np.random.get_state()[1], states[2])
+    np.testing.assert_equal(np.random.get_state(legacy=False), states[2])
     assert [m.training for m in module.children()] == [False, True, False]
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())

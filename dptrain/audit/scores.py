@@ -1,0 +1,103 @@
+"""Membership scores: one number a unit, higher where the model looks as if it had been trained on it.
+
+Results are internal tier: they are computed from private rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_expit, log_softmax, logsumexp
+
+Floats = NDArray[np.float64]
+
+
+def loss_score(outputs: NDArray, targets: NDArray, task: str) -> Floats:  # (N, K), (N,) -> (N,)
+    """Minus the row's loss: cross entropy, logistic loss or squared error (Yeom et al. 2018).
+
+    Args:
+        outputs: (N, K) logits, (N, 1) logit of class 1 for binary, (N, 1) value for regression.
+        targets: (N,) class index, or value for regression.
+        task: binary, multiclass or regression.
+
+    Returns:
+        (N,) float64. A score that is not a number becomes minus infinity: a fixed, data-independent choice.
+
+    Raises:
+        ValueError: shapes or targets do not fit the task.
+    """
+    z, y = _checked(outputs, targets, task)
+    with np.errstate(all="ignore"):  # infinite outputs of a diverged model; _ordered decides what they count
+        if task == "regression":
+            return _ordered(-np.square(z[:, 0] - y))
+        if task == "binary":
+            return _ordered(log_expit(_signed(z, y)))
+        return _ordered(log_softmax(z, axis=1)[np.arange(len(y)), y.astype(np.int64)])
+
+
+def logit_difference(outputs: NDArray, targets: NDArray, task: str) -> Floats:  # (N, K), (N,) -> (N,)
+    """log p_y - log(1 - p_y), without rounding at either end (Carlini et al. 2022, section VI.B).
+
+    Multiclass: z_y minus logsumexp of the other logits. Binary: the logit with the sign of the class.
+    Regression has no such margin: minus the absolute error. Where there are two classes, or a regression,
+    this ranks rows as ``loss_score`` does, apart from the loss's rounding at its ends.
+
+    Arguments, result and errors as for ``loss_score``.
+    """
+    z, y = _checked(outputs, targets, task)
+    with np.errstate(all="ignore"):
+        if task == "regression":
+            return _ordered(-np.abs(z[:, 0] - y))
+        if task == "binary":
+            return _ordered(_signed(z, y))
+        index = np.arange(len(y)), y.astype(np.int64)
+        others = z.copy()
+        others[index] = -np.inf
+        return _ordered(z[index] - logsumexp(others, axis=1))
+
+
+ATTACKS: dict[str, Callable[[NDArray, NDArray, str], Floats]] = {
+    "loss": loss_score,
+    "logit_difference": logit_difference,
+}
+"""Attack by name. None needs more than the model's outputs."""
+
+
+def per_unit(scores: Floats, unit_id: NDArray) -> Floats:  # (N,), (N,) -> (U,)
+    """The mean score of every unit's rows, in the order of ascending unit id: one observation a unit.
+
+    Rows of one unit are dependent; counted apart they would make intervals too narrow.
+
+    Raises:
+        ValueError: not one unit id a row.
+    """
+    scores, unit_id = np.asarray(scores, dtype=np.float64), np.asarray(unit_id)
+    if scores.shape != unit_id.shape or scores.ndim != 1:
+        raise ValueError(f"{scores.shape} scores but {unit_id.shape} unit ids")
+    _, index, counts = np.unique(unit_id, return_inverse=True, return_counts=True)
+    with np.errstate(invalid="ignore"):
+        return _ordered(np.bincount(index, weights=scores, minlength=len(counts)) / counts)
+
+
+def _checked(outputs: NDArray, targets: NDArray, task: str) -> tuple[Floats, Floats]:
+    z, y = np.asarray(outputs, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    if z.ndim != 2 or y.shape != (len(z),):
+        raise ValueError(f"outputs of shape {z.shape} and targets of shape {y.shape}; wanted (N, K) and (N,)")
+    if task not in ("binary", "multiclass", "regression"):
+        raise ValueError(f"task={task!r} is not binary, multiclass or regression")
+    if (z.shape[1] < 2) if task == "multiclass" else (z.shape[1] != 1):
+        raise ValueError(f"{z.shape[1]} outputs a row do not fit task={task!r}")
+    classes = {"binary": 2, "multiclass": z.shape[1]}.get(task)
+    if classes and not np.isin(y, np.arange(classes)).all():
+        raise ValueError(f"targets must be whole numbers from 0 to {classes - 1}")
+    return z, y
+
+
+def _signed(z: Floats, y: Floats) -> Floats:
+    return np.where(y == 1, z[:, 0], -z[:, 0])
+
+
+def _ordered(scores: Floats) -> Floats:
+    return np.where(np.isnan(scores), -np.inf, scores)
