@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dptrain.data import digits, idx_images
+from dptrain.data import adult, digits, idx_images, image_folder, table
 
-__all__ = ["digits", "idx_images"]
+__all__ = ["adult", "digits", "idx_images", "image_folder", "table"]

@@ -79,8 +79,8 @@ def check_split(config: DataConfig) -> None:
             "set one and leave the other null",
         )
     if config.public_path is not None and config.path is not None:
-        private, public = Path(config.path).expanduser().resolve(), Path(config.public_path).expanduser().resolve()
-        if private == public:
+        private, public = Path(config.path).expanduser(), Path(config.public_path).expanduser()
+        if private.exists() and public.exists() and private.samefile(public):
             raise ConfigError(
                 "data.public_path",
                 config.public_path,
