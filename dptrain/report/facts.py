@@ -31,7 +31,7 @@ NAMES = {
     "test_f1": "F1",
     "test_average_precision": "Average precision",
     "test_log_loss": "Log loss",
-    "public_loss": "Loss",
+    "public_loss": "Public loss",
 }
 SHARES = ("test_accuracy",)
 ADJACENCY = {
@@ -240,7 +240,8 @@ def run_facts(record: RunRecord) -> list[Row]:
 
 def final_metrics(record: RunRecord) -> list[Row]:
     """Every metric of the finished model; in the internal tier those from private rows too, named as such."""
-    rows = [metric(name, value) for name, value in record.final.items() if is_number(value)]
+    order = sorted(record.final, key=lambda name: (name not in ("test_accuracy", "test_mae"), name == "public_loss"))
+    rows = [metric(name, record.final[name]) for name in order if is_number(record.final[name])]
     last = record.internal_metrics[-1] if record.internal_metrics else {}
     inside = [(name, last.get(name)) for name in FROM_PRIVATE_ROWS]
     return rows + [(f"{name.replace('_', ' ')} (internal)", plain(value)) for name, value in inside if is_number(value)]
