@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from dptrain.audit.intervals import auc_interval, rates_bound, tpr_interval
 from dptrain.audit.roc import allowed_count, needed_for, roc_curve, thinned, tpr_at
 from dptrain.audit.scores import ATTACKS, per_unit
+from dptrain.audit.verdict import verdict
+
+__all__ = ["CLAIM_RATES", "attack_result", "run_attacks", "verdict"]
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +70,7 @@ def run_attacks(
 
 def attack_result(
     name: str, members: Floats, non_members: Floats, fprs: Sequence[float], confidence: float, share: int = 1
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """One attack's entry of internal/audit.json, from scores of units.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dptrain.audit.intervals import proportion_high, proportion_low
@@ -13,22 +12,9 @@ NONE_CLAIMED_DELTA = 1e-5
 """Delta at which a lower bound is stated where nothing is claimed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What an audit says about a claim. Internal tier."""
-
-    sentence: str
-    rejected: bool
-    """The attacks contradict the claim at the stated level: exit code 4."""
-    epsilon_low: float
-    """Largest epsilon that the attacks showed, at the claim's delta."""
-    epsilon_ceiling: float
-    """Largest epsilon that samples of this size can show, whatever the model leaks."""
-    tests: int
-    """Pairs of bounds that were looked at, among which the error is shared."""
-
-
-def verdict(result: Mapping[str, Any], epsilon: float | None, delta: float | None, unit: str = "record") -> Verdict:
+def verdict(
+    result: Mapping[str, Any], epsilon: float | None, delta: float | None, confidence: float, unit: str = "record"
+) -> dict[str, Any]:
     """Holds what ``run_attacks`` found against the region that (epsilon, delta)-DP allows.
 
     Kairouz, Oh and Viswanath 2015 ("The composition theorem for differential privacy"), theorem 2.1: every
@@ -46,20 +32,30 @@ def verdict(result: Mapping[str, Any], epsilon: float | None, delta: float | Non
         result: what ``run_attacks`` returned, or internal/audit.json read back.
         epsilon: the claim, or None where none is made (a non-private run).
         delta: the claim's delta, or None.
+        confidence: what ``run_attacks`` was given.
         unit: what one observation is, for the sentence: record or user.
+
+    Returns:
+        "verdict", the sentence; "rejected", whether the claim is contradicted (exit code 4); "epsilon_low", the
+        largest epsilon shown at the claim's delta; "epsilon_ceiling", the largest that samples of this size can
+        show; "tests", the number of pairs of bounds among which the error 1 - confidence is shared.
+
+    Raises:
+        ValueError: the bounds were made at another confidence.
     """
+    if confidence != result["confidence"]:
+        raise ValueError(f"confidence={confidence}, but the bounds were made at {result['confidence']}")
     at = delta if delta is not None else NONE_CLAIMED_DELTA
     pairs = [bound for attack in result["attacks"] for bound in attack["bounds"]]
     shown = max(epsilon_shown(bound["tpr_low"], bound["fpr_high"], at) for bound in pairs)
     ceiling = _ceiling(result, at, len(pairs))
-    rejected = epsilon is not None and shown > epsilon
-    return Verdict(
-        sentence=_sentence(result, epsilon, at, unit, shown, ceiling, len(pairs)),
-        rejected=rejected,
-        epsilon_low=shown,
-        epsilon_ceiling=ceiling,
-        tests=len(pairs),
-    )
+    return {
+        "verdict": _sentence(result, epsilon, at, unit, shown, ceiling, len(pairs)),
+        "rejected": epsilon is not None and shown > epsilon,
+        "epsilon_low": shown,
+        "epsilon_ceiling": ceiling,
+        "tests": len(pairs),
+    }
 
 
 def epsilon_shown(tpr_low: float, fpr_high: float, delta: float) -> float:
