@@ -114,8 +114,8 @@ def read_picture(file: Path, shape: tuple[int, int, int], field: str) -> torch.T
     """One picture as (C, H, W) float32 in [0, 1].
 
     Raises:
-        ConfigError: the file is no picture of the known formats, is cut short, has 16 bits a channel, or unpacks to more pixels than
-            Pillow's bomb guard allows (about 89 million).
+        ConfigError: the file is no picture of the known formats, is cut short, has 16 bits a channel, or
+            unpacks to more pixels than Pillow's bomb guard allows (about 89 million).
     """
     from PIL import Image, ImageOps
 

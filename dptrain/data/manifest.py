@@ -52,4 +52,4 @@ def manifest_digest(rows: Rows, salt: bytes) -> str:
 
 def _bytes(part: Tensor) -> memoryview:
     flat = part.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
