@@ -6,10 +6,15 @@ so that ``import dptrain`` stays light.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dptrain.face import Model, audit, load, plan, train
+
+# Before anything can import mlflow: it sends a record of every call home unless told not to, and unpickles models.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 __version__ = "0.1.0"
 __all__ = ["Model", "__version__", "audit", "load", "plan", "train"]

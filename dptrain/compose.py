@@ -62,11 +62,27 @@ def typed(config: Any) -> Any:
     """
     from omegaconf import OmegaConf
 
-    _refuse_secrets(OmegaConf.to_container(config, resolve=False))
+    plain = OmegaConf.to_container(config, resolve=False)
+    _refuse_secrets(plain)
+    _refuse_unknown(plain, OmegaConf.get_type(config))
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(key, "???", "is needed", f"give {key}=...")
     try:
         return OmegaConf.to_object(config)
     except Exception as error:
         raise readable(error) from error
+
+
+def _refuse_unknown(node: Any, schema: Any, key: str = "") -> None:
+    """Refuses keys that a ``+`` added beside the schema's own: OmegaConf would carry them along unread."""
+    if not (isinstance(node, dict) and is_dataclass(schema)):
+        return
+    known = {item.name: item for item in fields(schema)}
+    for name, value in node.items():
+        if name not in known:
+            raise ConfigError(f"{key}{name}", value, "is not a setting", suggest(f"{key}{name}", _all_keys()))
+        made = known[name].default_factory
+        _refuse_unknown(value, type(made()) if callable(made) else None, f"{key}{name}.")
 
 
 def _refuse_secrets(node: Any, key: str = "") -> None:
@@ -95,25 +111,22 @@ def _refuse_secrets(node: Any, key: str = "") -> None:
 
 def readable(error: Exception) -> Exception:
     """Hydra's and OmegaConf's errors as a ConfigError of one line; anything else is returned as it is."""
+    causes: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and cause not in causes:
         if isinstance(cause, DptrainError):
             return cause
+        causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     if not type(error).__module__.startswith(("hydra", "omegaconf", "yaml")):
         return error
-    message = one_line(str(error))
-    unknown = re.search(r"[Kk]ey '?([\w.]+)'? (?:is not in struct|not in '(\w+)')", message)
-    if unknown is None:
-        unknown = re.search(r"Could not override '([\w.@/]+)'", message)
+    ours = [c for c in causes if type(c).__module__.startswith(("hydra", "omegaconf", "yaml"))]
+    # OmegaConf raises templates ("$VALUE ...") that an outer error fills in.
+    message = one_line(" ".join(dict.fromkeys(str(c) for c in reversed(ours) if "$" not in str(c))))
+    unknown = re.search(r"Could not override '([\w.@/]+)'", message)
     if unknown is not None:
-        full = re.search(r"full_key: ([\w.]+)", message)
-        override = re.search(r"Could not override '([\w.@/]+)'", message)
-        key = (full or override or unknown).group(1)
-        return ConfigError(key, _value_of(message), "is not a setting", suggest(key, _all_keys()))
-    missing = re.search(r"Missing mandatory value: ([\w.]+)", message)
-    if missing is not None:
-        return ConfigError(missing.group(1), "???", "is needed", f"give {missing.group(1)}=...")
+        key = unknown.group(1)
+        return ConfigError(key, "", "is not a setting", suggest(key, _all_keys()))
     option = re.search(r"Could not find '([^']+)'(?: Available options in '([^']+)':(.*))?", message)
     if option is not None:
         name, group = option.group(1), option.group(2)

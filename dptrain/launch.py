@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from dptrain.compose import config_dir, register_schemas, typed
-from dptrain.errors import ConfigError
+from dptrain.errors import ConfigError, DptrainError
 
 CONFIG_OF = {"plan": "train"}
 """Commands that share another command's primary config."""
@@ -17,12 +17,25 @@ class Task:
 
     def __init__(self, command: str) -> None:
         self.command = command
+        self.refusal: DptrainError | None = None
 
     def __call__(self, config: Any) -> float | None:
-        """Runs one job; returns the number that a sweeper may optimise."""
+        """Runs one job; returns the number that a sweeper may optimise.
+
+        A refusal of a single run is kept for ``launch`` to raise, since Hydra would print a line of its own about it.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
         from dptrain.cli import recipe
 
-        return recipe(self.command).run(typed(config)).get("objective")
+        try:
+            return recipe(self.command).run(typed(config)).get("objective")
+        except DptrainError as error:
+            if HydraConfig.get().mode != RunMode.RUN:
+                raise
+            self.refusal = error
+            return None
 
 
 def launch(command: str, arguments: list[str]) -> None:
@@ -39,6 +52,9 @@ def launch(command: str, arguments: list[str]) -> None:
     sys.argv = ["dptrain", *arguments]
     try:
         name = CONFIG_OF.get(command, command)
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(Task(command))()
+        task = Task(command)
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
     finally:
         sys.argv = held
+    if task.refusal is not None:
+        raise task.refusal

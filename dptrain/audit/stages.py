@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dptrain.audit.attack import run_attacks, verdict
+from dptrain.audit.attack import run_attacks
+from dptrain.audit.verdict import verdict
 from dptrain.checkpoint.bundle import Bundle, load_bundle
 from dptrain.compose import typed
 from dptrain.config import AuditConfig, TrainConfig
@@ -116,7 +117,8 @@ def attack(subject: Subject, config: AuditConfig) -> dict[str, Any]:
         config.audit.confidence,
     )
     claim = {"epsilon_claimed": guarantee.get("epsilon"), "delta": guarantee.get("delta")}
-    judged = verdict(found, claim["epsilon_claimed"], claim["delta"], config.audit.confidence)
+    unit = str(statement["unit"]["kind"])
+    judged = verdict(found, claim["epsilon_claimed"], claim["delta"], config.audit.confidence, unit)
     head = {"schema": SCHEMA, "run_id": subject.folder.run_id, "seed": config.seed}
     return head | claim | found | judged | {"seconds": round(time.monotonic() - start, 2), "objective": None}
 
@@ -149,9 +151,8 @@ def say(subject: Subject, findings: dict[str, Any]) -> None:
             (found["name"].replace("_", " "), f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})")
         )
         for rate in found["tpr"]:
-            label = f"TPR at {rate['fpr']:.3%} FPR".replace("000%", "%").replace("00%", "%")
-            text = rate.get("refused") or f"{rate['tpr']:.3%} ({rate['low']:.3%} to {rate['high']:.3%})"
-            lines.append(("", f"{label}: {text}"))
+            shown = rate.get("refused") or f"{rate['tpr']:.2%} ({rate['low']:.2%} to {rate['high']:.2%})"
+            lines.append(("", f"members found at {100 * rate['fpr']:g} % false alarms: {shown}"))
     lines += [("verdict", str(findings["verdict"])), ("kept in", f"{subject.folder.internal_audit} (internal tier)")]
     summary(lines)
 

@@ -39,7 +39,10 @@ def _attack(record: RunRecord) -> str:
     attacks = record.get("audit.attacks")
     if not attacks:
         return f"not attacked yet: dptrain audit run={record.get('result.run_id')}"
-    best = max(attacks, key=lambda attack: attack["auc"]["value"])
+    known = [attack for attack in attacks if attack["auc"].get("value") is not None]
+    if not known:
+        return "no attack gave a number"
+    best = max(known, key=lambda attack: attack["auc"]["value"])
     auc = best["auc"]
     return (
         f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) by {best['name'].replace('_', ' ')}; "
