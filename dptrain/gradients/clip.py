@@ -66,12 +66,14 @@ def add_clipped_rows(
     num_slots = len(weight)
     flat = [g.reshape(num_slots, -1) for g in grads]
     live = weight != 0
-    slots = unit
-    if _rows_share_a_slot(unit, live):
-        flat = [_sum_rows_of_slots(g, unit, live) for g in flat]
-        slots = torch.arange(num_slots, device=weight.device)
-        live = torch.zeros(num_slots, dtype=torch.bool, device=weight.device).index_fill_(0, unit[live], True)
-    squared = torch.zeros(num_slots, dtype=torch.float64, device=total.device)
+    slots, owner = torch.unique(unit[live], return_inverse=True)
+    if len(slots) < len(owner):
+        rows = torch.nonzero(live).flatten()
+        flat = [_sum_rows_of_units(g, rows, owner, len(slots)) for g in flat]
+        live = torch.ones_like(slots, dtype=torch.bool)
+    else:
+        slots = unit
+    squared = torch.zeros(len(slots), dtype=torch.float64, device=total.device)
     for _, values in _chunks(flat):
         squared += values.square_().sum(1)
     norms = squared.sqrt_()
@@ -86,7 +88,7 @@ def add_clipped_rows(
         if rule.grid is not None:
             values.round_()
         total[columns] += values.sum(0)
-    return torch.zeros_like(norms).index_copy_(0, slots[live], norms[live])
+    return torch.zeros(num_slots, dtype=torch.float64, device=total.device).index_copy_(0, slots[live], norms[live])
 
 
 def clip_factor(norm: Tensor, rule: ClippingRule, num_parameters: int) -> Tensor:
@@ -102,16 +104,23 @@ def clip_factor(norm: Tensor, rule: ClippingRule, num_parameters: int) -> Tensor
     return factor if rule.grid is None else factor / rule.grid
 
 
-def _rows_share_a_slot(unit: Tensor, live: Tensor) -> bool:
-    held = unit[live]
-    return len(torch.unique(held)) < len(held)
+def _sum_rows_of_units(grad: Tensor, rows: Tensor, owner: Tensor, units: int) -> Tensor:
+    """Sums the given rows of (R, n) into (units, n) float64. Kept, not recomputed: both passes must see these values.
+
+    Args:
+        rows: (K,) rows to sum.
+        owner: (K,) unit of each of them.
+        units: number of units.
+    """
+    sums = torch.zeros((units, grad.shape[1]), dtype=torch.float64, device=grad.device)
+    step = max(1, _chunk_size(grad) // max(grad.shape[1], 1))
+    for start in range(0, len(rows), step):
+        sums.index_add_(0, owner[start : start + step], grad[rows[start : start + step]].to(torch.float64))
+    return sums
 
 
-def _sum_rows_of_slots(grad: Tensor, unit: Tensor, live: Tensor) -> Tensor:
-    """(R, n) rows -> (R, n) float64 slots. Kept, not recomputed: both passes must see the very same values."""
-    slots = torch.zeros(grad.shape, dtype=torch.float64, device=grad.device)
-    rows = torch.nonzero(live).flatten()
-    return slots.index_add_(0, unit[rows], grad[rows].to(torch.float64))
+def _chunk_size(like: Tensor) -> int:
+    return _CHUNK if like.device.type == "cpu" else _CHUNK_ACCELERATOR
 
 
 def _chunks(flat: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
@@ -122,8 +131,7 @@ def _chunks(flat: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
         reused for the next chunk.
     """
     rows = flat[0].shape[0]
-    size = _CHUNK if flat[0].device.type == "cpu" else _CHUNK_ACCELERATOR
-    width = max(1, size // max(rows, 1))
+    width = max(1, _chunk_size(flat[0]) // max(rows, 1))
     widest = min(width, max(g.shape[1] for g in flat))
     scratch = torch.empty(rows * widest, dtype=torch.float64, device=flat[0].device)
     done = 0

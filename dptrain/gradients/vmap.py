@@ -49,7 +49,10 @@ class VmapEngine:
         try:
             grads, losses = self._per_row(moving, fixed, batch.inputs, batch.targets, batch.weight)
         except RuntimeError as error:
-            raise _refusal(error) or error from error
+            refusal = _refusal(error, self._autocast)
+            if refusal is None:
+                raise
+            raise refusal from error
         norms = add_clipped_rows([grads[name] for name in moving], batch.unit, batch.weight, self._rule, total)
         return UnitStats(norms, losses.float())
 
@@ -62,12 +65,20 @@ class VmapEngine:
         return loss * weight.to(loss.dtype), loss.detach()
 
 
-def _refusal(error: RuntimeError) -> ConfigError | None:
+def _refusal(error: RuntimeError, autocast: torch.dtype | None) -> ConfigError | None:
     """The error to show when the model, not the machine, is what vmap stumbled over."""
     text = str(error)
+    reason = text.strip().split(". ")[0].splitlines()[0][:200]
+    if autocast is not None and "expected scalar type" in text:
+        # torch 2.13: vmap's rule for LayerNorm's backward does not mix dtypes on a CPU.
+        return ConfigError(
+            "execution.dtype",
+            str(autocast).removeprefix("torch."),
+            f"a layer cannot mix dtypes under vmap ({reason})",
+            "set execution.dtype=float32 or clipping.engine=opacus",
+        )
     if not any(word in text for word in ("vmap", "functorch", "batching rule", "Batching rule")):
         return None
-    reason = text.strip().split(". ")[0].splitlines()[0][:200]
     return ConfigError(
         "clipping.engine",
         VmapEngine.name,
