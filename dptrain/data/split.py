@@ -24,8 +24,9 @@ def split_positions(rows: int, fraction: float, seed: int) -> np.ndarray:
     by ids (``split_ids``) or give public rows of their own.
     """
     stretches = int(np.ceil(rows * fraction)) + 1
+    start = np.floor(np.arange(stretches + 1) / fraction + 1e-9).astype(np.int64)  # whole positions, at least 1 each
     offset = np.random.RandomState(seed).random_sample(stretches)  # a prefix of one frozen stream, whatever N
-    chosen = np.floor((np.arange(stretches) + offset) / fraction).astype(np.int64)
+    chosen = start[:-1] + np.floor(offset * np.diff(start)).astype(np.int64)
     public = np.zeros(rows, dtype=bool)
     public[chosen[chosen < rows]] = True
     return public
