@@ -12,6 +12,31 @@ CONFIG_OF = {"plan": "train"}
 """Commands that share another command's primary config."""
 
 
+WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
+"""Hydra's flags that take the next word as their value."""
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """Flags before overrides, since Hydra refuses overrides on both sides of a flag.
+
+    >>> flags_first(["a=1", "--multirun", "b=2", "--config-dir", "conf"])
+    ['--multirun', '--config-dir', 'conf', 'a=1', 'b=2']
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("-sc", "--shell-completion"):
+            return arguments
+        if word.startswith("-"):
+            flags.append(word)
+            if word in WITH_VALUE:
+                flags += [value for value in [next(words, None)] if value is not None]
+        else:
+            overrides.append(word)
+    return flags + overrides
+
+
 class Task:
     """A recipe as the function that Hydra calls once a job; importable, so that sweep workers find it."""
 
@@ -49,7 +74,7 @@ def launch(command: str, arguments: list[str]) -> None:
             )
     register_schemas()
     held = sys.argv
-    sys.argv = ["dptrain", *arguments]
+    sys.argv = ["dptrain", *flags_first(arguments)]
     try:
         name = CONFIG_OF.get(command, command)
         task = Task(command)

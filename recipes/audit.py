@@ -1,7 +1,7 @@
 """Attack a finished checkpoint: can one tell members from held-out rows, and does that fit the promise?
 
-    dptrain audit run=runs/RUN
-    python recipes/audit.py run=runs/RUN audit.fpr=[0.01]
+dptrain audit run=runs/RUN
+python recipes/audit.py run=runs/RUN audit.fpr=[0.01]
 """
 
 from __future__ import annotations

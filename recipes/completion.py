@@ -21,9 +21,8 @@ BASH = """_dptrain() {
     case "$command" in
         train|plan|audit|report)
             local line="${COMP_LINE:0:COMP_POINT}"
-            COMP_LINE="dptrain ${line#*"$command" }" COMP_POINT=99999 \\
-                COMPREPLY=( $(COMP_LINE="dptrain ${line#*"$command" }" dptrain "$command" -sc query=bash 2>/dev/null) )
-            [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=/.] ]] && compopt -o nospace
+            line="${line#* }"
+            COMPREPLY=( $(COMP_LINE="dptrain ${line#* }" dptrain "$command" -sc query=bash 2>/dev/null) )
             [[ ${#COMPREPLY[@]} -gt 0 ]] && compopt -o nospace ;;
         configs) COMPREPLY=( $(compgen -W "list copy" -- "$current") ) ;;
     esac

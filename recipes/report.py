@@ -1,7 +1,7 @@
 """One page of a finished run: what was promised, what it cost, what an attack found.
 
-    dptrain report run=runs/RUN
-    python recipes/report.py run=runs/RUN tier=public
+dptrain report run=runs/RUN
+python recipes/report.py run=runs/RUN tier=public
 """
 
 from __future__ import annotations

@@ -26,11 +26,11 @@ def run(config: TrainConfig) -> dict[str, Any]:
     setup = stages.prepare(config)
 
     # 2. Private rows are read; the folder appears once they are known to be usable.
-    rows = stages.read_rows(setup)
-    folder = stages.open_folder(setup, rows)
+    loaded = stages.read_rows(setup)
+    folder = stages.open_folder(setup, loaded)
 
     # 3. Draw, clip, add noise, step; public metrics on the way.
-    trainer, recorder, tracker = stages.assemble(setup, rows, folder)
+    trainer, recorder, tracker = stages.assemble(setup, loaded, folder)
     outcome = stages.train(setup, trainer, recorder, tracker, folder)
 
     # 4. What may leave the building, and what it promises.

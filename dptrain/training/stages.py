@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,8 +30,18 @@ from dptrain.training.setup import Setup, prepare
 __all__ = ["assemble", "conclude", "open_folder", "prepare", "read_rows", "release", "say", "train"]
 
 
-def read_rows(setup: Setup) -> Splits:
+@dataclass(frozen=True)
+class Loaded:
+    """Rows ready for the model, and what identifies them; internal tier."""
+
+    splits: Splits
+    manifest: dict[str, Any]
+
+
+def read_rows(setup: Setup) -> Loaded:
     """Reads the private and the public rows, caps rows of a unit, applies the fixed feature map.
+
+    The salted digest is of the rows as the source gave them, before any feature map.
 
     Raises:
         ConfigError: the rows do not fit what was declared about them.
@@ -47,7 +58,9 @@ def read_rows(setup: Setup) -> Splits:
             f"the training rows hold {train.num_units} units, and their number is public under adjacency zero_out",
             f"set data.public_size={train.num_units}, or privacy.adjacency=add_remove",
         )
-    return Splits(_mapped(setup, train), _mapped(setup, splits.public))
+    salt = new_salt()
+    manifest = {"salt": salt.hex(), "digest": manifest_digest(train, salt), "rows": len(train)}
+    return Loaded(Splits(_mapped(setup, train), _mapped(setup, splits.public)), manifest)
 
 
 def _mapped(setup: Setup, rows: Rows) -> Rows:
@@ -59,17 +72,15 @@ def _mapped(setup: Setup, rows: Rows) -> Rows:
     return Rows(inputs.to(dtype) if inputs.is_floating_point() else inputs, targets, rows.unit_id)
 
 
-def open_folder(setup: Setup, rows: Splits) -> RunFolder:
+def open_folder(setup: Setup, loaded: Loaded) -> RunFolder:
     """Makes the run folder and writes the config; the salted digest of the rows goes to the internal room."""
     folder = setup.folder.create()
     write_text(folder.config, OmegaConf.to_yaml(OmegaConf.structured(setup.config)))
-    salt = new_salt()
-    digest = manifest_digest(rows.train, salt)
-    write_json(folder.internal_manifest, {"salt": salt.hex(), "digest": digest, "rows": len(rows.train)})
+    write_json(folder.internal_manifest, loaded.manifest)
     return folder
 
 
-def assemble(setup: Setup, rows: Splits, folder: RunFolder) -> tuple[Trainer, Recorder, Tracker]:
+def assemble(setup: Setup, loaded: Loaded, folder: RunFolder) -> tuple[Trainer, Recorder, Tracker]:
     """The trainer, the recorder with its odometer, and the tracker; the plan goes to the folder and the tracker."""
     config, plan = setup.config, setup.plan
     steps = evaluation_steps(plan.steps, config.evaluation.every)
@@ -79,11 +90,11 @@ def assemble(setup: Setup, rows: Splits, folder: RunFolder) -> tuple[Trainer, Re
     epsilons = dict(zip(steps, values, strict=True)) if values else {}
     odometer = {"steps": steps, "epsilon": values} if values else None
     write_json(folder.plan, plan.to_json(setup.num_parameters, odometer))
-    trainer = build_trainer(config, plan, setup.module, rows.train, setup.row_loss, setup.keystream)
+    trainer = build_trainer(config, plan, setup.module, loaded.splits.train, setup.row_loss, setup.keystream)
 
     def look() -> dict[str, float]:
         task, size = setup.source.info.task, config.evaluation.batch_size
-        return evaluate(setup.module, rows.public, setup.row_loss, task, setup.metrics, size)
+        return evaluate(setup.module, loaded.splits.public, setup.row_loss, task, setup.metrics, size)
 
     recorder = Recorder(
         steps=steps,
