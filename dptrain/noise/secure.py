@@ -18,7 +18,7 @@ from torch import Tensor
 from dptrain.keystream import Keystream, Purpose, Stream
 from dptrain.noise.exact import rounded_pair
 
-PAIRS = 1 << 15
+PAIRS = 1 << 14
 """Pairs worked on at once, so that a chunk's buffers stay in cache."""
 
 CUT = 2.0**-24
@@ -52,7 +52,7 @@ class SecureNoise:
         self.scale = float(std_in_grid_steps)
         self._keystream = keystream
         self._words = np.empty(2 * PAIRS, dtype=np.int64)
-        self._work = np.empty((3, 2 * PAIRS))
+        self._work = np.empty((2, 2 * PAIRS))
 
     def draw(self, step: int, count: int) -> Tensor:
         """(count,) float64 whole numbers. See ``Noise``. On the CPU, whatever device the model is on."""
@@ -87,16 +87,17 @@ def round_pairs(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarr
         words: (2h,) int64: h radius words, then h angle words.
         scale: S.
         out: (2h,) float64, written: h cosine members, then h sine members.
-        work: (3, >= 2h) float64 scratch.
+        work: (2, >= 2h) float64 scratch; work[1] is left holding the normals before rounding.
 
     Returns:
         indices of pairs to be settled; none, most of the time.
     """
     half = len(out) // 2
     radius, angle = words[:half], words[half:]
-    length, sine, normals = work[0, :half], work[0, half : 2 * half], work[1, : 2 * half]
-    uniform, gap = work[1, :half], work[2, : 2 * half]
-    square, root = gap[:half], gap[half:]
+    gap, normals = work[0, : 2 * half], work[1, : 2 * half]
+    length, sine = gap[:half], gap[half:]  # buffers are few and reused, so that all of them stay in cache
+    cosine_member, sine_member = normals[:half], normals[half:]
+    uniform, square, root = cosine_member, cosine_member, sine_member
     np.bitwise_and(radius, _MASK, out=length.view(np.int64))
     np.multiply(length.view(np.int64), 2.0**-63, out=uniform)
     low, high = float(uniform.min()), float(uniform.max())
@@ -110,15 +111,16 @@ def round_pairs(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarr
     np.subtract(1.0, square, out=root)
     np.sqrt(root, out=root)
     np.multiply(root, sine, out=root)
-    np.multiply(root, length, out=normals[half:])
+    np.multiply(root, length, out=sine_member)
     np.subtract(0.5, square, out=square)
-    np.multiply(square, length, out=normals[:half])
+    np.multiply(square, length, out=cosine_member)
     np.rint(normals, out=out)
     np.subtract(normals, out, out=gap)
-    np.abs(gap, out=gap)
     threshold = 0.5 - FAST_BOUND * scale
-    if low >= CUT and high <= 1.0 - CUT and gap.max() < threshold:
+    # NaN makes a comparison False, and so sends the chunk on to be looked at.
+    if low >= CUT and high <= 1.0 - CUT and gap.max() < threshold and gap.min() > -threshold:
         return np.empty(0, dtype=np.int64)
+    np.abs(gap, out=gap)
     suspects = np.flatnonzero(~((gap[:half] < threshold) & (gap[half:] < threshold)) | _outside(radius))
     return suspects[~_certain(radius[suspects], gap[:half][suspects], gap[half:][suspects], scale)]
 

@@ -28,7 +28,7 @@ def ideal(radius: int, angle: int, scale: float) -> tuple[Any, Any]:
 
 def transform(words: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unrounded float64 normals, rounded ones, and undecided pairs, of given words."""
-    out, work = np.empty(len(words)), np.empty((3, len(words)))
+    out, work = np.empty(len(words)), np.empty((2, len(words)))
     with np.errstate(invalid="ignore"):
         undecided = round_pairs(words, scale, out, work)
     return work[1].copy(), out, undecided
@@ -132,8 +132,8 @@ def test_normals_pass_kolmogorov_smirnov_and_the_variance_is_within_a_percent() 
 
 def test_members_of_a_pair_cover_the_circle_evenly_and_independently() -> None:
     """Chi-square of the angle in 64 sectors by the radius in 8 shells; false alarm 1e-6."""
-    pairs = 1 << 15
-    draws = [SecureNoise(Keystream(), MIDDLE).draw(0, 2 * pairs).numpy() / MIDDLE for _ in range(16)]
+    pairs = secure.PAIRS
+    draws = [SecureNoise(Keystream(), MIDDLE).draw(0, 2 * pairs).numpy() / MIDDLE for _ in range(32)]
     x = np.concatenate([d[:pairs] for d in draws])
     y = np.concatenate([d[pairs:] for d in draws])
     sector = np.minimum((np.arctan2(y, x) / (2 * np.pi) + 0.5) * 64, 63).astype(int)
@@ -146,7 +146,7 @@ def test_steps_and_neighbours_are_independent() -> None:
     """Correlation of steps, and of neighbouring coordinates, plain and squared; |r| sqrt(n) below 5.5 (4e-8 each)."""
     noise = SecureNoise(Keystream(), MIDDLE)
     one, two = noise.draw(0, 400_000).numpy(), noise.draw(1, 400_000).numpy()
-    for a, b in ((one, two), (one[1:], one[:-1]), (one[65536:], one[:-65536])):
+    for a, b in ((one, two), (one[1:], one[:-1]), (one[secure.PAIRS :], one[: -secure.PAIRS])):
         assert abs(np.corrcoef(a, b)[0, 1]) * len(a) ** 0.5 < 5.5
         assert abs(np.corrcoef(a**2, b**2)[0, 1]) * len(a) ** 0.5 < 5.5
 
