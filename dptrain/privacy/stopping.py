@@ -11,8 +11,10 @@ Guarantee (ex-post, for every stopping rule that looks only at what was released
 let J be the rung at which the run stops. For neighbouring data with output laws P, Q and every event S,
 ``P(S) <= sum_j [e^(epsilon_j) Q(S and J=j) + delta/20] = E_Q[e^(epsilon_J); S] + delta``. Each term holds because
 {J = j} and the truncated transcript are a function of the first T_j releases, a composition of fixed, non-adaptive
-parameters that is (epsilon_j, delta/20)-DP. The smaller of this and the planned epsilon is claimed: the planned
-one holds as well, since a truncated transcript is post-processing of the full one.
+parameters that is (epsilon_j, delta/20)-DP. The planned epsilon at delta holds as well, for the whole procedure
+whatever its stopping rule, since a truncated transcript is post-processing of the full one. Both are true of the
+run; the smaller is the one stated. (Whoever reads "the stated number as a function of when the run stopped" as one
+ex-post guarantee of its own must add the two failure probabilities: its delta is at most twice the stated one.)
 Sources: Ligett et al. 2017 (ex-post privacy, definition 2.3); Rogers et al. 2016 (odometers).
 """
 
