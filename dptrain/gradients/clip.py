@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from dptrain.errors import ConfigError
 from dptrain.gradients.protocol import ClippingRule
 
 _CHUNK = 1 << 19
@@ -28,13 +29,22 @@ def check_grid(rule: ClippingRule) -> None:
 
     Guarantee: under a rule that passes, the sum of up to ``largest_exact_draw(rule)`` contributions, in any order,
     is a float64 without rounding.
+
+    Raises:
+        ConfigError: a contribution may span more than 2^32 grid steps.
+        ValueError: a number that is not finite and positive.
     """
     if not 0.0 < rule.clipping_norm < float("inf"):
         raise ValueError(f"clipping_norm={rule.clipping_norm} is not a finite number above 0")
     if rule.grid is not None and not 0.0 < rule.grid < float("inf"):
         raise ValueError(f"grid={rule.grid} is not a finite number above 0")
     if rule.grid is not None and rule.clipping_norm / rule.grid > _LARGEST_CONTRIBUTION:
-        raise ValueError(f"a grid of {rule.grid} is too fine for clipping_norm={rule.clipping_norm}: above 2^32 steps")
+        raise ConfigError(
+            "privacy.sensitivity_slack",
+            f"a grid of {rule.grid:g}",
+            f"is too fine for clipping_norm={rule.clipping_norm:g}: contributions above 2^32 steps do not sum exactly",
+            "raise privacy.sensitivity_slack",
+        )
 
 
 def largest_exact_draw(rule: ClippingRule) -> int:

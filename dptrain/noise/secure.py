@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dptrain.errors import ConfigError
 from dptrain.keystream import Keystream, Purpose, Stream
 from dptrain.noise.exact import rounded_pair
 
@@ -27,7 +28,10 @@ CUT = 2.0**-24
 FAST_BOUND = 2.0**-40
 """Proved bound on |computed - ideal| / S for U in [CUT, 1 - CUT]; about twice what the proof needs."""
 
-_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**10, 2.0**36
+_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-10, 2.0**36
+_SURE_SCALE = 2.0**10
+"""Bounds are never taken for a smaller S, so that their slack covers the rounding of the comparison itself."""
+
 _MASK = np.int64((1 << 63) - 1)
 _EPSILON = 2.0**-53
 
@@ -41,14 +45,22 @@ class SecureNoise:
 
     Args:
         keystream: source of the random words (``Purpose.NOISE``, and ``Purpose.NOISE_TIE`` for undecided pairs).
-        std_in_grid_steps: S, the standard deviation in grid steps, in [2^10, 2^36].
+        std_in_grid_steps: S, the standard deviation in grid steps, in [2^-10, 2^36].
+
+    Raises:
+        ConfigError: S is outside that range.
     """
 
     name = "secure"
 
     def __init__(self, keystream: Keystream, std_in_grid_steps: float) -> None:
         if not _SMALLEST_SCALE <= std_in_grid_steps <= _LARGEST_SCALE:
-            raise ValueError(f"std_in_grid_steps={std_in_grid_steps} is not in [2^10, 2^36]")
+            raise ConfigError(
+                "privacy.noise_multiplier",
+                f"{std_in_grid_steps:g} grid steps",
+                "the noise's standard deviation is outside [2^-10, 2^36] steps of the integer grid",
+                "choose another noise_multiplier or sensitivity_slack",
+            )
         self.scale = float(std_in_grid_steps)
         self._keystream = keystream
         self._words = np.empty(2 * PAIRS, dtype=np.int64)
@@ -116,7 +128,7 @@ def round_pairs(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarr
     np.multiply(square, length, out=cosine_member)
     np.rint(normals, out=out)
     np.subtract(normals, out, out=gap)
-    threshold = 0.5 - FAST_BOUND * scale
+    threshold = 0.5 - FAST_BOUND * max(scale, _SURE_SCALE)
     # NaN makes a comparison False, and so sends the chunk on to be looked at.
     if low >= CUT and high <= 1.0 - CUT and gap.max() < threshold and gap.min() > -threshold:
         return np.empty(0, dtype=np.int64)
@@ -150,5 +162,5 @@ def _outside(radius: np.ndarray) -> np.ndarray:
 
 def _certain(radius: np.ndarray, cosine_gap: np.ndarray, sine_gap: np.ndarray, scale: float) -> np.ndarray:
     """Whether the pair's own, sharper bound decides both roundings."""
-    threshold = 0.5 - scale * pair_bound((radius & _MASK) * 2.0**-63)
+    threshold = 0.5 - max(scale, _SURE_SCALE) * pair_bound((radius & _MASK) * 2.0**-63)
     return (cosine_gap < threshold) & (sine_gap < threshold)
