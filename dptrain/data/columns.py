@@ -102,8 +102,8 @@ def numbers(cells: np.ndarray, field: str) -> np.ndarray:
     import pandas as pd
 
     value = np.asarray(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), dtype=np.float64)
-    bad = np.flatnonzero(np.isnan(value) & ~np.isin(cells.astype(str), MISSING))
-    if len(bad):
+    bad = [row for row in np.flatnonzero(np.isnan(value)) if str(cells[row]) not in MISSING]
+    if bad:
         raise ConfigError(field, f"row {bad[0] + 1}", "is not a number", "correct the row, or declare categories")
     return value
 
