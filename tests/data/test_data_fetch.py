@@ -102,18 +102,21 @@ def test_what_is_there_is_not_fetched_again_and_what_is_spoilt_is(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "page",
+    ("page", "why"),
     [
-        gzip.compress(TWO)[:-40],
-        b"<html>not here</html>",
-        gzip.compress(b"\0" * 50_000_000),  # a bomb: the copy stops at the published length
-        gzip.compress(TWO + b"x"),
+        (gzip.compress(TWO)[:-40], "ended before"),
+        (b"<html>not here</html>", "Not a gzipped file"),
+        (gzip.compress(TWO[:-1]), "not the published one"),
+        (gzip.compress(TWO + b"x"), "more than the published 3000 bytes"),
+        (gzip.compress(b"\0" * 50_000_000), "more than the published 3000 bytes"),  # a bomb: the copy stops early
     ],
 )
-def test_bad_answers_leave_nothing_behind(tmp_path: Path, site: Site, page: bytes) -> None:
+def test_bad_answers_leave_nothing_behind(tmp_path: Path, site: Site, page: bytes, why: str) -> None:
     site.pages = {"/a/one.gz": gzip.compress(ONE), "/a/two.gz": page}
+    said: list[str] = []
     with pytest.raises(fetch.FetchError, match="two: no address gave the published file"):
-        download(site, tmp_path)
+        fetch.download(tmp_path, FACTS, [f"{site.address}/a/{{file}}.gz"], said.append)
+    assert len(said) == 1 and why in said[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one"]
 
 
