@@ -1,6 +1,6 @@
 """CPU cost of noise per million coordinates on one core. Prints the table of docs/results/noise_cost.md.
 
-    taskset -c 0 python scripts/bench_noise.py [--millions 4] [--repeats 9]
+    taskset -c 0 python scripts/bench_noise.py [--millions 1] [--repeats 100]
 
 CPU time, so that a busy machine spoils the figures less; the least of the repeats.
 """
@@ -64,8 +64,8 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--millions", type=float, default=4)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--millions", type=float, default=1)
+    parser.add_argument("--repeats", type=int, default=100)
     given = parser.parse_args()
     torch.set_num_threads(1)
     count = int(given.millions * 1e6)
