@@ -18,6 +18,19 @@ ALLOWED_ENVIRONMENT: tuple[str, ...] = ("HOME", "USER", "TMPDIR", "SLURM_JOB_ID"
 """Environment variables a config may quote with ``${oc.env:NAME}``; resolved configs are stored and logged."""
 
 
+FREE_KEYS = ("model.options", "data.options", "optimizer.options", "data.columns")
+"""Tables whose keys are the user's to choose; everywhere else a key must be in the schema."""
+
+
+def spelled_for_hydra(overrides: Sequence[str]) -> list[str]:
+    """Overrides of free tables with the ``++`` that Hydra wants for new keys.
+
+    >>> spelled_for_hydra(["model.options.hidden=[8]", "seed=1", "+model.options.x=1"])
+    ['++model.options.hidden=[8]', 'seed=1', '+model.options.x=1']
+    """
+    return [f"++{o}" if o.startswith(tuple(f"{k}{end}" for k in FREE_KEYS for end in ".=")) else o for o in overrides]
+
+
 def config_dir() -> Path:
     """Folder of the shipped configs: inside the installed package, else beside it in a checkout."""
     package = Path(__file__).resolve().parent
@@ -49,7 +62,7 @@ def compose(command: str, overrides: Sequence[str] = (), config_folder: str | No
     search = [f"hydra.searchpath=[file://{Path(config_folder).absolute()}]"] if config_folder else []
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
         try:
-            return typed(hydra_compose(command, overrides=[*overrides, *search]))
+            return typed(hydra_compose(command, overrides=[*spelled_for_hydra(overrides), *search]))
         except Exception as error:
             raise readable(error) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from dptrain.compose import config_dir, register_schemas, typed
+from dptrain.compose import config_dir, register_schemas, spelled_for_hydra, typed
 from dptrain.errors import ConfigError, DptrainError
 
 CONFIG_OF = {"plan": "train"}
@@ -34,7 +34,7 @@ def flags_first(arguments: list[str]) -> list[str]:
                 flags += [value for value in [next(words, None)] if value is not None]
         else:
             overrides.append(word)
-    return flags + overrides
+    return flags + spelled_for_hydra(overrides)
 
 
 class Task:

@@ -55,7 +55,13 @@ def open_subject(config: AuditConfig) -> Subject:
     bundle = load_bundle(folder.checkpoint)
     source = sources.build(settings.data.name, settings.data, settings.seed, options=settings.data.options)
     splits = source.load()
-    members = limit_rows(splits.train, settings.privacy.unit, settings.privacy.max_rows_per_unit, settings.seed)
+    members = limit_rows(
+        splits.train,
+        settings.privacy.unit,
+        settings.privacy.max_rows_per_unit,
+        settings.seed,
+        has_user_ids=source.info.unit == "user",
+    )
     _check_rows(folder, members)
     return Subject(
         folder=folder,

@@ -101,6 +101,14 @@ def check_promises(config: TrainConfig, info: SourceInfo) -> None:
             "keeps the number of units private, so the rate needs a declared size",
             "set data.public_size to a public figure",
         )
+    positional = config.data.public_fraction is not None and info.unit != "user" and len(info.input_shape) == 1
+    if config.privacy.adjacency == "add_remove" and positional:
+        raise ConfigError(
+            "data.public_fraction",
+            config.data.public_fraction,
+            "splits rows by position, so that one row less would move others across the split under add_remove",
+            "set data.public_path or data.unit_column",
+        )
     if config.privacy.unit == "user" and info.unit != "user":
         raise ConfigError(
             "privacy.unit", "user", f"data '{info.name}' does not say whose rows are whose", "set data.unit_column"

@@ -48,7 +48,13 @@ def read_rows(setup: Setup) -> Loaded:
     """
     config, info = setup.config, setup.source.info
     splits = setup.source.load()
-    train = limit_rows(splits.train, config.privacy.unit, config.privacy.max_rows_per_unit, config.seed)
+    train = limit_rows(
+        splits.train,
+        config.privacy.unit,
+        config.privacy.max_rows_per_unit,
+        config.seed,
+        has_user_ids=info.unit == "user",
+    )
     if len(splits.public) == 0:
         raise ConfigError("data.public_fraction", config.data.public_fraction, "leaves no public row", "raise it")
     if config.privacy.adjacency == "zero_out" and train.num_units != info.public_size:
