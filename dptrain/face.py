@@ -1,9 +1,9 @@
 """The small Python face for notebooks: the same recipes and bundles, called as functions.
 
-    import dptrain
-    result = dptrain.train(["experiment=quickstart", "seed=1"])
-    model = dptrain.load(result["folder"])
-    model.predict(inputs)
+import dptrain
+result = dptrain.train(["experiment=quickstart", "seed=1"])
+model = dptrain.load(result["folder"])
+model.predict(inputs)
 """
 
 from __future__ import annotations

@@ -76,7 +76,9 @@ class Stream:
 
     def fill(self, out: np.ndarray) -> np.ndarray:
         """Fills a contiguous array, whatever its dtype, with fresh random bits and returns it."""
-        view = memoryview(out).cast("B")
+        if not out.flags.c_contiguous:
+            raise ValueError("only a contiguous array can be filled in place")
+        view = memoryview(out.view(np.uint8).reshape(-1))  # pyright: ignore[reportArgumentType]
         for start in range(0, len(view), len(_ZEROS)):
             size = min(len(_ZEROS), len(view) - start)
             zeros = _ZEROS if size == len(_ZEROS) else memoryview(_ZEROS)[:size]

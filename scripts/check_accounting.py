@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from typing import Any
 
 from opacus.accountants import PRVAccountant
 from scipy.optimize import brentq
@@ -47,9 +48,10 @@ def exact(sigma: float, delta: float) -> float:
 
     def excess(eps: float) -> float:
         a, b = 1 / (2 * sigma), eps * sigma
-        return norm.cdf(a - b) - math.exp(eps) * norm.cdf(-a - b) - delta
+        return float(norm.cdf(a - b) - math.exp(eps) * norm.cdf(-a - b) - delta)
 
-    return brentq(excess, 0, 400, xtol=1e-10)
+    root: Any = brentq(excess, 0, 400, xtol=1e-10)
+    return float(root)
 
 
 def main() -> None:

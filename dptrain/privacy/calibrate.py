@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
@@ -41,8 +42,12 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
             "raise epsilon or delta, or take fewer steps",
         )
     # Log epsilon is close to linear in log sigma, so few prices are needed.
-    root = brentq(lambda x: math.log(price(math.exp(x), coarse) / epsilon), math.log(low), math.log(high), rtol=1e-4)
-    low = math.exp(float(root) - 2e-4)
+
+    def excess(log_sigma: float) -> float:
+        return math.log(price(math.exp(log_sigma), coarse) / epsilon)
+
+    root: Any = brentq(excess, math.log(low), math.log(high), xtol=1e-4)
+    low = math.exp(root - 2e-4)
     return _confirm(lambda sigma: price(sigma, accounting.FINE) <= epsilon, low)
 
 

@@ -22,8 +22,12 @@ ADJACENCY = {
 }
 NOISE = {
     "secure": "AES-256 counter-mode keystream keyed by the operating system; rounded Gaussian on an integer grid",
-    "fast": "torch's pseudo-random generator, not cryptographic, seeded by the operating system; floating-point sums",
+    "fast": "torch's pseudo-random generator, not cryptographic, seeded by the operating system; floating-point sums; "
+    "no bound on its distance from a Gaussian is known, and the bits of an output can betray a unit",
 }
+COUPLING = 5e-8
+"""Most that one other unit in a physical batch was measured to move a unit's float32 contribution, as a share of C
+(docs/results/engine_exactness.md)."""
 NOT_COVERED = [
     "rows of the split declared public, and anything published about them",
     "facts about groups: the model may reveal what holds for the population whether or not a unit took part",
@@ -125,12 +129,23 @@ def sentence(plan: Plan, epsilon: float, facts: RunFacts) -> str:
     return text
 
 
+def _apart(plan: Plan) -> str:
+    """How units are kept apart, and what is left of it if all float rounding errors of a draw pointed one way."""
+    assert plan.mechanism is not None
+    worst, slack = COUPLING * plan.expected_batch_size, 0.75 * plan.mechanism.sensitivity_slack
+    place = "inside" if worst <= slack else "beyond"
+    return (
+        "model check before training; kernels round a row's gradient by its neighbours in a batch: in float32, "
+        f"at worst {worst:.1e} C if all errors of a draw pointed one way, {place} the {slack:.1e} C set aside"
+    )
+
+
 def _assumptions(plan: Plan, facts: RunFacts, stopped: bool) -> list[dict[str, str]]:
     held = [
         ("each unit is in each draw independently with probability q", "own Poisson sampler on the keystream"),
         ("q, the divisor and the number of steps are public constants", "compiled into the plan before data was read"),
         ("a unit moves a clipped sum by at most C(1+s)", f"engine '{facts.engine}', float class '{facts.float_class}'"),
-        ("a unit's gradient does not depend on other units", "model check before training; see docs/guarantee.md"),
+        ("a unit's gradient does not depend on other units", _apart(plan)),
         ("noise is Gaussian with the planned deviation and never reused", NOISE[plan.noise]),
         ("AES-256 is a pseudo-random permutation", "assumed"),
         ("settings were not tuned on these private rows without charge", "assumed; the user's word"),

@@ -12,6 +12,7 @@ from dptrain.data.batches import PhysicalBatch, UnitIndex, physical_batches
 from dptrain.data.sampler import PoissonSampler
 from dptrain.data.source import Rows
 from dptrain.errors import ConfigError
+from dptrain.gradients.clip import largest_exact_draw
 from dptrain.gradients.protocol import ClippingRule, Engine, RowLoss, trainable
 from dptrain.keystream import Keystream
 from dptrain.noise.fast import FastNoise
@@ -67,6 +68,17 @@ def build_noise(
     return noise
 
 
+def _check_sums_stay_exact(rule: ClippingRule, num_units: int) -> None:
+    """Refuses a data set so large that a draw of all of it could leave the whole numbers that float64 holds."""
+    if rule.grid is not None and num_units > largest_exact_draw(rule):
+        raise ConfigError(
+            "privacy.sensitivity_slack",
+            "",
+            f"makes a grid so fine that sums over {num_units} units would not be exact",
+            "raise privacy.sensitivity_slack",
+        )
+
+
 def build_trainer(
     config: TrainConfig, plan: Plan, module: nn.Module, rows: Rows, row_loss: RowLoss, keystream: Keystream
 ) -> Trainer:
@@ -89,7 +101,9 @@ def build_trainer(
     else:
         if plan.noise == "secure":
             grid = grid_step(plan.mechanism.clipping_norm, plan.mechanism.sensitivity_slack, count)
-        engine = build_engine(config, module, row_loss, ClippingRule(plan.mechanism.clipping_norm, grid))
+        rule = ClippingRule(plan.mechanism.clipping_norm, grid)
+        _check_sums_stay_exact(rule, index.num_units)
+        engine = build_engine(config, module, row_loss, rule)
         noise = build_noise(plan, keystream, count, grid, device)
 
     def batches(draw: Tensor) -> Iterator[PhysicalBatch]:

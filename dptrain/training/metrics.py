@@ -77,10 +77,14 @@ def average_precision(p: Predictions) -> float:
 
 @metrics.register("f1")
 def f1(p: Predictions) -> float:
-    """F1 of the positive class, or averaged over classes."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(p.targets, p.labels, average="binary" if p.task == "binary" else "macro", zero_division=0))
+    """F1 of the positive class, or averaged over classes; 0 where a class is neither there nor predicted."""
+    classes = [1] if p.task == "binary" else range(p.outputs.shape[1])
+    scores = []
+    for c in classes:
+        hit = float(np.sum((p.labels == c) & (p.targets == c)))
+        wrong = float(np.sum((p.labels == c) != (p.targets == c)))
+        scores.append(2 * hit / (2 * hit + wrong) if hit else 0.0)
+    return float(np.mean(scores))
 
 
 @metrics.register("log_loss")

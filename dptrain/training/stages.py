@@ -23,7 +23,7 @@ from dptrain.tracking.metrics_log import MetricsLog
 from dptrain.tracking.tracker import Tracker
 from dptrain.training.assemble import build_trainer
 from dptrain.training.evaluate import evaluate
-from dptrain.training.loop import Outcome, Trainer
+from dptrain.training.loop import Outcome, StepReport, Trainer
 from dptrain.training.recorder import Record, Recorder, evaluation_steps
 from dptrain.training.setup import Setup, prepare
 
@@ -137,13 +137,13 @@ def train(setup: Setup, trainer: Trainer, recorder: Recorder, tracker: Tracker, 
     progress = Progress(setup.plan.steps, setup.plan.epsilon)
     recorder.listeners += [lambda record: _track(tracker, record), progress.evaluation]
 
-    def on_step(done: int, report: Any, seconds: float) -> None:
+    def on_step(done: int, report: StepReport, seconds: float) -> None:
         nonlocal last
         last = (done, report, seconds)
         recorder.on_step(done, report, seconds)
         progress.update(done)
 
-    last: tuple[int, Any, float] = (0, None, 0.0)
+    last: tuple[int, StepReport, float] = (0, StepReport(), 0.0)
     try:
         outcome = trainer.run(on_step)
         if outcome.status == "stopped" and last[0]:

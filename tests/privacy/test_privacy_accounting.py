@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -35,9 +36,10 @@ def exact_gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 
     def excess(eps: float) -> float:
         a, b = 1 / (2 * noise_multiplier), eps * noise_multiplier
-        return norm.cdf(a - b) - math.exp(eps) * norm.cdf(-a - b) - delta
+        return float(norm.cdf(a - b) - math.exp(eps) * norm.cdf(-a - b) - delta)
 
-    return brentq(excess, 0, 400, xtol=1e-10)
+    root: Any = brentq(excess, 0, 400, xtol=1e-10)
+    return float(root)
 
 
 @pytest.mark.parametrize(

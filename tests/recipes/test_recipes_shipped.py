@@ -108,10 +108,11 @@ def test_the_same_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = dptrain.train(["experiment=quickstart", "tracking=none", "privacy.epochs=8"])
     model = dptrain.load(result["folder"])
     assert "differentially private" in model.statement["sentence"]
-    images = load_digits().images.astype(np.float32)[:, None] / 8 - 1
+    pixels, labels = load_digits(return_X_y=True)
+    images = pixels.astype(np.float32).reshape(-1, 1, 8, 8) / 8 - 1
     predicted = model.predict(images)
     assert predicted.shape == (1797,)
-    assert (predicted == load_digits().target).mean() > 0.5
+    assert (predicted == labels).mean() > 0.5
     with pytest.raises(ValueError, match="shape"):
         model.predict(images[:, :, :4])
 

@@ -95,13 +95,9 @@ def _users(table: Path) -> int:
 def test_a_regression_and_class_weights(table: Path, weights: str) -> None:
     from dptrain.run_folder import read_json
 
-    assert (
-        run(
-            ["train", *TABLE, "data.public_fraction=0.2", "data.public_size=160", f"task.class_weights={weights}"]
-            + ["run.dir=binary", "task.metrics=[accuracy,auroc,average_precision,f1,log_loss]"]
-        )
-        == 0
-    )
+    names = "task.metrics=[accuracy,auroc,average_precision,f1,log_loss]"
+    split = ["data.public_fraction=0.2", "data.public_size=160"]
+    assert run(["train", *TABLE, *split, f"task.class_weights={weights}", names, "run.dir=binary"]) == 0
     metrics = read_json(table / "binary" / "result.json")["metrics"]
     assert set(metrics) == {
         "public_loss",
