@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_expit, log_softmax, logsumexp
+from scipy.special import log_expit, log_softmax
 
 Floats = NDArray[np.float64]
 
@@ -38,11 +38,11 @@ def loss_score(outputs: NDArray, targets: NDArray, task: str) -> Floats:  # (N, 
 
 
 def logit_difference(outputs: NDArray, targets: NDArray, task: str) -> Floats:  # (N, K), (N,) -> (N,)
-    """log p_y - log(1 - p_y), without rounding at either end (Carlini et al. 2022, section VI.B).
+    """How far the true class's logit lies above the best of the others.
 
-    Multiclass: z_y minus logsumexp of the other logits. Binary: the logit with the sign of the class.
-    Regression has no such margin: minus the absolute error. Where there are two classes, or a regression,
-    this ranks rows as ``loss_score`` does, apart from the loss's rounding at its ends.
+    Multiclass: z_y - max over j != y of z_j. (The log odds of p_y, z_y - logsumexp of the others, would rank rows
+    exactly as the loss does; the margin does not.) Binary: the logit with the sign of the class. Regression has no
+    such margin: minus the absolute error. With two classes, or a regression, this ranks rows as ``loss_score`` does.
 
     Arguments, result and errors as for ``loss_score``.
     """
@@ -55,7 +55,7 @@ def logit_difference(outputs: NDArray, targets: NDArray, task: str) -> Floats:  
         index = np.arange(len(y)), y.astype(np.int64)
         others = z.copy()
         others[index] = -np.inf
-        return _ordered(z[index] - logsumexp(others, axis=1))
+        return _ordered(z[index] - others.max(axis=1))
 
 
 ATTACKS: dict[str, Callable[[NDArray, NDArray, str], Floats]] = {

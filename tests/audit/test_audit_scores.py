@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -29,13 +27,19 @@ def test_losses_are_those_of_training() -> None:
 
 
 @given(arrays(np.float64, (3, 5), elements=st.floats(-30, 30)), st.integers(0, 4))
-def test_logit_difference_is_the_log_odds_of_the_true_class(logits: NDArray, label: int) -> None:
-    y = np.full(3, label)
-    exact = []
-    for row in logits:
-        others = math.fsum(math.exp(z) for k, z in enumerate(row) if k != label)
-        exact.append(row[label] - math.log(others))
-    np.testing.assert_allclose(logit_difference(logits, y, "multiclass"), exact, rtol=1e-9, atol=1e-9)
+def test_logit_difference_is_the_margin_of_the_true_class(logits: NDArray, label: int) -> None:
+    exact = [row[label] - max(z for k, z in enumerate(row) if k != label) for row in logits.tolist()]
+    np.testing.assert_allclose(logit_difference(logits, np.full(3, label), "multiclass"), exact, rtol=1e-12)
+
+
+def test_the_two_attacks_rank_rows_differently() -> None:
+    """Same margin, more mass on third classes: the loss tells the rows apart, the margin does not, and conversely."""
+    logits = np.array([[2.0, 1.0, -9.0, -9.0], [2.0, 1.0, 1.0, 1.0], [2.0, 0.9, 0.95, 0.95]])
+    y = np.zeros(3)
+    margin, loss = logit_difference(logits, y, "multiclass"), loss_score(logits, y, "multiclass")
+    assert margin[0] == margin[1]
+    assert loss[0] > loss[2] > loss[1]
+    assert margin[2] > margin[0]
 
 
 def test_logit_difference_does_not_saturate_where_probabilities_do() -> None:
