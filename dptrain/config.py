@@ -256,8 +256,6 @@ class ExecutionConfig:
     """Rows that go through the model at once, at least 1."""
     dtype: str = "float32"
     """float32, bfloat16 (autocast; parameters and sums stay wide) or float64."""
-    compile: bool = False
-    """Compile the model with torch.compile where the engine allows it."""
     device: str = "auto"
     """auto (CUDA when present), cpu, cuda or cuda:N."""
     threads: int | None = None

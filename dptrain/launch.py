@@ -7,6 +7,7 @@ from typing import Any
 
 from dptrain.compose import config_dir, register_schemas, spelled_for_hydra, typed
 from dptrain.errors import ConfigError, DptrainError
+from dptrain.teach import command_help
 
 CONFIG_OF = {"plan": "train"}
 """Commands that share another command's primary config."""
@@ -65,18 +66,21 @@ class Task:
 
 def launch(command: str, arguments: list[str]) -> None:
     """Composes ``command``'s config from the arguments and runs its recipe, once or once a sweep job."""
-    import hydra
-
     for argument in arguments:
         if argument.startswith("--experimental-rerun"):
             raise ConfigError(
                 "command line", argument, "would unpickle a file", "run again from the run's config.yaml values"
             )
+    if "--help" in arguments or "-h" in arguments:
+        print(command_help(command), end="")
+        return
     register_schemas()
     held = sys.argv
     sys.argv = ["dptrain", *flags_first(arguments)]
     try:
         name = CONFIG_OF.get(command, command)
+        import hydra
+
         task = Task(command)
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
     finally:

@@ -134,3 +134,33 @@ def test_errors_survive_the_way_from_a_worker() -> None:
     error = pickle.loads(pickle.dumps(ConfigError("a.b", 1, "is wrong", "mend it")))
     assert str(error) == "a.b=1: is wrong; mend it"
     assert error.exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "audit", "report"])
+def test_help_names_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+
+    from dptrain.config import ROOTS
+
+    assert run([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    for item in dataclasses.fields(ROOTS[command]):
+        assert f"  {item.name}:" in said, item.name
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    """A key that nothing reads would be a promise that nothing keeps."""
+    import dataclasses
+
+    package = Path(__file__).resolve().parent.parent / "dptrain"
+    code = "".join(p.read_text(encoding="utf-8") for p in package.rglob("*.py") if p.name != "config.py")
+
+    def names(kind: type) -> list[str]:
+        found = []
+        for item in dataclasses.fields(kind):
+            made = item.default_factory() if callable(item.default_factory) else None
+            found += names(type(made)) if dataclasses.is_dataclass(made) else [item.name]
+        return found
+
+    for name in names(TrainConfig):
+        assert f".{name}" in code, name

@@ -15,6 +15,7 @@ FLOOR = {
     "cli": 6,
     "launch": 6,
     "face": 6,
+    "teach": 6,
     "training": 5,
     "audit": 5,
     "gradients": 4,
