@@ -2,72 +2,49 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-import warnings
-from typing import Any
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
 from dptrain.privacy.accounting import epsilon, gaussian, poisson_sampled, self_composed, to_dp_event
 
-SETTINGS = [
-    # noise multiplier, sampling rate, steps, delta
-    (1.0, 0.01, 1000, 1e-5),
-    (0.6, 0.001, 10_000, 1e-5),
-    (3.4, 8192 / 60000, 293, 1e-5),
-    (1.809, 2048 / 60000, 1172, 1e-5),
-    (2.0, 0.05, 500, 1e-6),
-    (0.8, 0.004, 2000, 1e-6),
-    (5.0, 0.5, 100, 1e-5),
-    (1.2, 0.01, 1000, 1e-5),
-    (10.0, 0.2, 300, 1e-7),
-    (0.7, 0.02, 200, 1e-4),
-]
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_accounting.py"
 
 
-def exact_gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    """Balle and Wang 2018, theorem 8: delta of a Gaussian mechanism of sensitivity 1, inverted."""
+def _script() -> ModuleType:
+    """The script that prints docs/results/accounting.md: its settings and its other routes are the ones tested."""
+    spec = importlib.util.spec_from_file_location("check_accounting", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    def excess(eps: float) -> float:
-        a, b = 1 / (2 * noise_multiplier), eps * noise_multiplier
-        return float(norm.cdf(a - b) - math.exp(eps) * norm.cdf(-a - b) - delta)
 
-    root: Any = brentq(excess, 0, 400, xtol=1e-10)
-    return float(root)
+CHECK = _script()
+SETTINGS = CHECK.SETTINGS
 
 
-@pytest.mark.parametrize(
-    ("sigma", "steps", "delta"), [(2.0, 50, 1e-5), (5.0, 10, 1e-6), (20.0, 100, 1e-5), (1.0, 1, 1e-5)]
-)
+@pytest.mark.parametrize(("sigma", "steps", "delta"), CHECK.GAUSSIAN)
 def test_full_draws_equal_the_exact_gaussian(sigma: float, steps: int, delta: float) -> None:
     got = epsilon(self_composed(steps, poisson_sampled(1.0, gaussian(sigma))), delta)
-    exact = exact_gaussian_epsilon(sigma / math.sqrt(steps), delta)
+    exact = CHECK.exact(sigma / math.sqrt(steps), delta)
     assert exact <= got <= exact * (1 + 1e-3)
 
 
 @pytest.mark.parametrize(("sigma", "q", "steps", "delta"), SETTINGS)
 def test_inside_the_bracket_of_another_accountant(sigma: float, q: float, steps: int, delta: float) -> None:
     """Opacus' PRV accountant (Gopi et al. 2021) gives a lower and an upper bound on the true epsilon."""
-    low, _, high = _prv_bracket(q, sigma, steps, delta)
+    low, high = CHECK.bracket(sigma, q, steps, delta)
     got = epsilon(self_composed(steps, poisson_sampled(q, gaussian(sigma))), delta)
     assert low <= got <= high
-
-
-def _prv_bracket(q: float, sigma: float, steps: int, delta: float) -> tuple[float, float, float]:
-    from opacus.accountants import PRVAccountant
-
-    accountant = PRVAccountant()
-    accountant.history = [(sigma, q, steps)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Optimal order is the largest alpha")  # its RDP start value only
-        law = accountant._get_dprv(eps_error=0.01, delta_error=delta / 1000)
-    return law.compute_epsilon(delta, delta / 1000, 0.01)
 
 
 @pytest.mark.parametrize("adjacency", ["zero_out", "add_remove"])
