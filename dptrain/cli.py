@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dptrain import __version__
-from dptrain.errors import ConfigError, DptrainError, one_line, suggest
+from dptrain.errors import ConfigError, DptrainError, one_line, suggest, unwritable
 
 COMMANDS = {
     "train": "train a model privately (or a baseline: privacy=off)",
@@ -79,6 +79,8 @@ def guarded(command: str, rest: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        return _refuse(unwritable(error))
     except Exception as error:
         known = readable(error)
         if isinstance(known, DptrainError):

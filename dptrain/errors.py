@@ -50,6 +50,13 @@ class ClaimRejected(ConfigError):
     exit_code = 4
 
 
+def unwritable(error: OSError) -> ConfigError:
+    """A full, vanished or closed disk in the contract's words."""
+    reason = error.strerror or str(error)
+    remedy = "free space, mend the permissions, or name another run.dir; what was written before is whole"
+    return ConfigError("file", error.filename or "the run folder", reason, remedy)
+
+
 def one_line(text: str) -> str:
     """Folds white space so that a message, whatever it quotes, stays one line."""
     return " ".join(str(text).split())

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from dptrain.compose import config_dir, register_schemas, spelled_for_hydra, typed
-from dptrain.errors import ConfigError, DptrainError
+from dptrain.errors import ConfigError, DptrainError, unwritable
 from dptrain.teach import command_help
 
 CONFIG_OF = {"plan": "train"}
@@ -57,10 +57,11 @@ class Task:
 
         try:
             return recipe(self.command).run(typed(config)).get("objective")
-        except DptrainError as error:
+        except (DptrainError, OSError) as error:
+            refusal = unwritable(error) if isinstance(error, OSError) else error
             if HydraConfig.get().mode != RunMode.RUN:
-                raise
-            self.refusal = error
+                raise refusal from error
+            self.refusal = refusal
             return None
 
 

@@ -56,7 +56,10 @@ def save_bundle(path: Path, module: nn.Module, spec: ModelSpec, statement: dict[
     temporary.mkdir(mode=0o700)
     try:
         weights = temporary / "model.safetensors"
-        save_model(module, str(weights))
+        try:
+            save_model(module, str(weights))
+        except SafetensorError as error:  # its writer does not say OSError when the disk is full
+            raise OSError(None, str(error), str(path)) from error
         weights.chmod(0o600)
         write_json(temporary / "model.json", {"schema": MODEL_SCHEMA, **asdict(spec)})
         write_json(temporary / "statement.json", statement)

@@ -7,6 +7,7 @@ written down in it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +59,19 @@ class Plan:
         return epsilon_when_stopped(self.mechanism, steps_done, self.priced_delta, self.adjacency, self.epsilon)
 
     def odometer(self, counts: list[int]) -> list[float]:
-        """Planned epsilon of the first n steps for each n: the curve shown beside accuracy."""
-        if self.mechanism is None:
+        """Planned epsilon of the first n steps for each n: the curve shown beside accuracy.
+
+        At most 40 of the counts are priced, on the coarse grid; the others take the price of the next one, which
+        is higher, never lower. The last is the plan's own epsilon where it is the planned number of steps.
+        """
+        if self.mechanism is None or not counts:
             return []
-        return accounting.epsilon_over_steps(self.mechanism.step_event(), counts, self.priced_delta, self.adjacency)
+        priced = [counts[-1 - i * len(counts) // 40] for i in range(min(40, len(counts)))][::-1]
+        step = self.mechanism.step_event()
+        values = accounting.epsilon_over_steps(step, priced, self.priced_delta, self.adjacency, accounting.COARSE)
+        if priced[-1] == self.steps and self.epsilon is not None:
+            values[-1] = self.epsilon
+        return [values[bisect_left(priced, count)] for count in counts]
 
     def epsilon_at(self) -> list[dict[str, float]]:
         """The guarantee at several deltas; one guarantee, read at different points."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,8 @@ def _mapped(setup: Setup, rows: Rows) -> Rows:
 def open_folder(setup: Setup, loaded: Loaded) -> RunFolder:
     """Makes the run folder and writes the config; the salted digest of the rows goes to the internal room."""
     folder = setup.folder.create()
+    for warning in setup.plan.warnings:
+        print(f"dptrain: note: {warning}", file=sys.stderr)
     write_text(folder.config, OmegaConf.to_yaml(OmegaConf.structured(setup.config)))
     write_json(folder.internal_manifest, loaded.manifest)
     return folder
@@ -91,8 +94,6 @@ def assemble(setup: Setup, loaded: Loaded, folder: RunFolder) -> tuple[Trainer, 
     config, plan = setup.config, setup.plan
     steps = evaluation_steps(plan.steps, config.evaluation.every)
     values = plan.odometer(steps)
-    if values and plan.epsilon is not None:
-        values[-1] = plan.epsilon
     epsilons = dict(zip(steps, values, strict=True)) if values else {}
     odometer = {"steps": steps, "epsilon": values} if values else None
     write_json(folder.plan, plan.to_json(setup.num_parameters, odometer))

@@ -155,6 +155,20 @@ def test_early_stop_claims_hold_in_the_ex_post_sense() -> None:
     assert loss_if_stopped > 0
 
 
+def test_the_odometer_never_shows_less_than_the_steps_cost() -> None:
+    plan = compile_plan(PrivacyConfig(epsilon=2.0, epochs=10, expected_batch_size=100), 10_000)
+    assert plan.mechanism is not None
+    counts = [*list(range(3, 1000, 7)), 1000]
+    curve = plan.odometer(counts)
+    assert len(curve) == len(counts)
+    assert curve == sorted(curve)
+    assert curve[-1] == plan.epsilon
+    for i in (0, 20, 77, len(counts) - 2):
+        exact = accounting.epsilon(plan.mechanism.event(counts[i]), plan.priced_delta)
+        assert exact <= curve[i] <= exact * 1.25 + 0.05
+    assert plan.odometer([10, 1000])[0] == pytest.approx(accounting.epsilon(plan.mechanism.event(10), 1e-5), rel=0.05)
+
+
 @given(c=st.floats(1e-4, 100), slack=st.floats(1e-6, 0.1), d=st.integers(1, 10**9))
 def test_rounding_to_the_grid_fits_in_the_slack(c: float, slack: float, d: int) -> None:
     step = grid_step(c, slack, d)
