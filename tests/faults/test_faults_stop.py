@@ -48,9 +48,11 @@ def test_a_signal_leaves_a_usable_folder_with_the_right_epsilon(number: signal.S
     assert last["step"] == result["steps"]
     assert last["epsilon"] == result["epsilon"]
 
+    import numpy as np
+
     import dptrain
 
-    assert dptrain.load(tmp_path / "out").predict([[[[0.0] * 8] * 8]]).shape == (1,)
+    assert dptrain.load(tmp_path / "out").predict(np.zeros((1, 1, 8, 8))).shape == (1,)
 
 
 @pytest.mark.parametrize("size", [200, 5_000, 25_000])
