@@ -66,7 +66,8 @@ class Plan:
         """
         if self.mechanism is None or not counts:
             return []
-        priced = [counts[-1 - i * len(counts) // 40] for i in range(min(40, len(counts)))][::-1]
+        stride = -(-len(counts) // 40)
+        priced = counts[::-1][::stride][::-1]
         step = self.mechanism.step_event()
         values = accounting.epsilon_over_steps(step, priced, self.priced_delta, self.adjacency, accounting.COARSE)
         if priced[-1] == self.steps and self.epsilon is not None:
