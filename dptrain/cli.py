@@ -79,12 +79,12 @@ def guarded(command: str, rest: list[str]) -> int:
         return 130
     except BrokenPipeError:
         return 1
-    except OSError as error:
-        return _refuse(unwritable(error))
     except Exception as error:
-        known = readable(error)
+        known = readable(error)  # first: some of Hydra's own errors call themselves OSError
         if isinstance(known, DptrainError):
             return _refuse(known)
+        if isinstance(error, OSError):
+            return _refuse(unwritable(error))
         raise
     return 0
 

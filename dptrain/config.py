@@ -59,7 +59,7 @@ class PrivacyConfig:
     noise_multiplier: float | None = None
     """Noise standard deviation as a multiple of the sensitivity, above 0."""
     clipping_norm: float = 1.0
-    """Largest norm of one unit's contribution to a step, above 0."""
+    """Largest norm of one unit's contribution to a step, in [1e-9, 1e9]."""
     expected_batch_size: float = 256
     """Expected number of units in a draw; the public divisor of a step. At least 1."""
     steps: int | None = None
@@ -90,7 +90,7 @@ class PrivacyConfig:
             low_open=True,
             remedy="choose a positive value, or privacy=off for training without privacy",
         )
-        _number("privacy.clipping_norm", self.clipping_norm, low=0, low_open=True)
+        _number("privacy.clipping_norm", self.clipping_norm, low=1e-9, high=1e9)
         _number("privacy.expected_batch_size", self.expected_batch_size, low=1)
         _number("privacy.steps", self.steps, low=1)
         _number("privacy.epochs", self.epochs, low=0, low_open=True)
@@ -363,7 +363,9 @@ class AuditConfig:
     """Folder of a finished run."""
     audit: AuditSettings = field(default_factory=AuditSettings)
     imports: list[str] = field(default_factory=list)
-    """The user's own files, where the run used some."""
+    """The user's own files, where the run used some; never taken from the run folder."""
+    tracking_uri: str | None = None
+    """Server to copy results to; a server that only the run folder names is not spoken to."""
     seed: int = 0
 
 
@@ -373,6 +375,8 @@ class ReportConfig:
 
     run: str = "???"
     """Folder of a finished run."""
+    tracking_uri: str | None = None
+    """Server to copy the page to; a server that only the run folder names is not spoken to."""
     tier: str = "internal"
     """internal (everything, stays in the building) or public (what may be shown)."""
 

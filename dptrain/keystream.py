@@ -49,6 +49,7 @@ class Keystream:
         self._rank = rank
         self._cipher = algorithms.AES(test_key if test_key is not None else os.urandom(32))
         self._last_step: dict[Purpose, int] = {}
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"Keystream(rank={self._rank}, is_private={self.is_private})"
@@ -60,6 +61,8 @@ class Keystream:
         """The bytes of one (purpose, step). Raises RuntimeError when the address is not fresh."""
         if not 0 <= step < 1 << 48:
             raise ValueError(f"step={step} is not in [0, 2^48)")
+        if os.getpid() != self._process:
+            raise RuntimeError("this keystream belongs to another process; a forked one would repeat its bytes")
         if step <= self._last_step.get(purpose, -1):
             raise RuntimeError(f"{purpose.name} of step {step} was already drawn; a stream is never used twice")
         self._last_step[purpose] = step

@@ -30,7 +30,7 @@ def run(config: AuditConfig) -> dict[str, Any]:
     findings = stages.attack(subject, config)
 
     # 3. Kept inside the building; the exit code says whether the claim survived.
-    stages.keep(subject, findings)
+    stages.keep(subject, findings, config.tracking_uri)
     stages.say(subject, findings)
     stages.judge(subject, findings)
     return findings

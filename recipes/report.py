@@ -26,7 +26,7 @@ def run(config: ReportConfig) -> dict[str, Any]:
     print(report_text(folder, config.tier))
     page = write_report(folder, config.tier)
     public = write_report(folder, "public")
-    attach_files(folder, [public, *write_figures(folder, "public", folder.figures)])
+    attach_files(folder, [public, *write_figures(folder, "public", folder.figures)], config.tracking_uri)
     print()
     summary(six_lines(folder, config.tier))
     return {"page": str(page)}

@@ -37,7 +37,7 @@ REFUSED = [
     (["privacy.epsilon=nan"], "privacy.epsilon=nan:", "finite"),
     (["privacy.epsilon=null", "privacy.noise_multiplier=inf"], "privacy.noise_multiplier=inf:", "finite"),
     (["privacy.epsilon=null", "privacy.noise_multiplier=0"], "privacy.noise_multiplier=0.0:", "privacy=off"),
-    (["privacy.clipping_norm=0"], "privacy.clipping_norm=0.0:", "(0, inf)"),
+    (["privacy.clipping_norm=0"], "privacy.clipping_norm=0.0:", "[1e-09, 1e+09]"),
     (["privacy.clipping_norm=abc"], "privacy.clipping_norm=abc:", "Float"),
     (["privacy.noise_multiplyer=1"], "privacy.noise_multiplyer", "did you mean 'privacy.noise_multiplier'?"),
     (["+privacy.noise_multiplyer=1"], "privacy.noise_multiplyer", "did you mean 'privacy.noise_multiplier'?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 
 import numpy as np
@@ -78,3 +79,16 @@ def test_bits_are_even() -> None:
 def test_an_array_that_cannot_be_filled_in_place_is_refused() -> None:
     with pytest.raises(ValueError, match="contiguous"):
         Keystream().open(Purpose.DRAW, 0).fill(np.empty((4, 6), dtype=np.uint64).T)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_cannot_repeat_the_bytes() -> None:
+    keys = Keystream()
+    child = os.fork()
+    if child == 0:
+        try:
+            keys.open(Purpose.NOISE, 0)
+        except RuntimeError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -51,7 +51,14 @@ def open_subject(config: AuditConfig) -> Subject:
     if status == "failed":
         raise ConfigError("run", config.run, "ended with an error and left no checkpoint", "audit a finished run")
     settings = _settings(folder)
-    load_user_files(config.imports or settings.imports)
+    if settings.imports and not config.imports:
+        raise ConfigError(
+            "imports",
+            [],
+            f"the run used files of its user's ({', '.join(settings.imports)}), and a run folder cannot name code",
+            "give imports=[...] yourself",
+        )
+    load_user_files(config.imports)
     bundle = load_bundle(folder.checkpoint)
     source = sources.build(settings.data.name, settings.data, settings.seed, options=settings.data.options)
     splits = source.load()
@@ -140,12 +147,12 @@ def _outputs(subject: Subject, rows: Rows) -> Any:
     return torch.cat(parts).numpy()
 
 
-def keep(subject: Subject, findings: dict[str, Any]) -> None:
+def keep(subject: Subject, findings: dict[str, Any], server: str | None) -> None:
     """Writes internal/audit.json and copies it to the internal MLflow experiment."""
     stored = {key: value for key, value in findings.items() if key != "objective"}
     write_json(subject.folder.internal_audit, stored)
     numbers = {f"auc_{a['name']}": float(a["auc"]["value"]) for a in findings["attacks"]}
-    log_internal(subject.folder, numbers, [subject.folder.internal_audit], str(findings["verdict"]))
+    log_internal(subject.folder, numbers, [subject.folder.internal_audit], str(findings["verdict"]), server)
 
 
 def say(subject: Subject, findings: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ class LoopEngine:
         with torch.autocast(batch.inputs.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             # Cloned buffers: what a forward pass writes into them came from a private row and must not stay.
             buffers = {name: b.clone() for name, b in self._module.named_buffers()}
-            outputs = functional_call(self._module, buffers, (batch.inputs[row : row + 1],))
+            outputs = functional_call(self._module, buffers, (batch.inputs[row : row + 1].clone(),))
         return self._row_loss(outputs, batch.targets[row : row + 1])[0]
 
     def _gradient_of_row(self, batch: PhysicalBatch, row: int) -> tuple[Tensor, Tensor]:

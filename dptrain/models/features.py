@@ -74,6 +74,38 @@ def none(input_shape: tuple[int, ...]) -> FeatureMap:
     return Identity(tuple(input_shape))
 
 
+def check_map(name: str, input_shape: tuple[int, ...], options: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """Refuses a map that looks beyond one row or keeps state, on made-up rows; gives its output shape.
+
+    One of four rows is replaced, by another and by one a thousand times as large: the others must stay; each row
+    mapped alone must give what it gave among others; a second call must give what the first gave.
+
+    Raises:
+        ConfigError: unknown map or option; rows depend on one another or on earlier calls.
+    """
+    mapping: FeatureMap = features.build(name, tuple(input_shape), options=dict(options or {}))
+    rows = torch.rand(4, *input_shape, generator=torch.Generator().manual_seed(20_213))
+    first = _mapped(name, mapping, rows)
+    scale = 1e-5 * float(first.abs().max()) + 1e-12
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        return torch.allclose(one, other, rtol=0.0, atol=scale)
+
+    apart = all(same(_mapped(name, mapping, rows[i : i + 1])[0], first[i]) for i in range(4))
+    for factor in (0.5, 1000.0):
+        changed = rows.clone()
+        changed[1] = rows[1].flip(-1) * factor
+        apart = apart and same(_mapped(name, mapping, changed)[[0, 2, 3]], first[[0, 2, 3]])
+    if not apart or not same(_mapped(name, mapping, rows), first):
+        raise ConfigError(
+            "model.features",
+            name,
+            "maps a row by looking at other rows or at earlier calls",
+            "compute every row from that row and public constants alone",
+        )
+    return tuple(mapping.output_shape)
+
+
 def cached_features(
     name: str, inputs: Tensor, cache_dir: Path | None = None, options: Mapping[str, Any] | None = None
 ) -> Tensor:

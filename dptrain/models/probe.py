@@ -53,6 +53,40 @@ def probe(module: nn.Module, name: str, input_shape: tuple[int, ...], num_output
         _check_apart(module, name, moved, rows)
 
 
+def check_deterministic(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> None:
+    """Refuses a module that, in training mode, draws random numbers that change its outputs (dropout).
+
+    Its masks would come from torch's generator, whose state anyone can compute from the published seed, and go by
+    a row's place in the batch: a unit that leaves would change the masks of others, and their contributions with
+    them. No sensitivity bound covers that.
+
+    Raises:
+        ConfigError: the outputs of the same rows differ between two random states.
+    """
+    reference = next(p for p in module.parameters() if p.is_floating_point())
+    rows = 2 * torch.rand(ROWS, *input_shape, generator=torch.Generator().manual_seed(20_211))
+    rows = rows.to(reference.device, reference.dtype)
+    given = {k: v.detach().clone() for k, v in [*module.named_parameters(), *module.named_buffers()]}
+    generator = torch.Generator().manual_seed(20_212)
+    trained = dict(module.named_parameters())
+    moved = {k: _jittered(v, generator) if k in trained else v for k, v in given.items()}
+    was_training = module.training
+    module.train()
+    try:
+        with torch.no_grad():
+            for state in (given, moved):
+                first = _forward(module, state, rows, seed=0)[0]
+                if any(not _close(first, _forward(module, state, rows, seed=seed)[0]) for seed in (1, 2, 3)):
+                    raise ConfigError(
+                        "model",
+                        name,
+                        "draws random numbers in training (dropout?), which would tie units together",
+                        "set dropout to 0; the noise of private training regularises already",
+                    )
+    finally:
+        module.train(was_training)
+
+
 def _check_shapes(module: nn.Module, name: str, state: State, rows: Tensor, num_outputs: int) -> None:
     remedy = "let forward take any number of rows: x.flatten(1), x.squeeze(-1), not x.view(64, -1), x.squeeze()"
     for count in (ROWS, 1, 2):
@@ -100,24 +134,24 @@ def _check_apart(module: nn.Module, name: str, state: State, rows: Tensor) -> No
                 )
 
 
-def _forward(module: nn.Module, state: State, inputs: Tensor) -> tuple[Tensor, State]:
+def _forward(module: nn.Module, state: State, inputs: Tensor, seed: int = 0) -> tuple[Tensor, State]:
     """Outputs, and the state after the pass, from copies and a fixed random state."""
     copies = {key: value.clone() for key, value in state.items()}
-    with _fixed_randomness(inputs.device):
+    with _fixed_randomness(inputs.device, seed):
         outputs = functional_call(module, copies, (inputs.clone(),))
     return outputs, copies
 
 
 @contextmanager
-def _fixed_randomness(device: torch.device) -> Iterator[None]:
+def _fixed_randomness(device: torch.device, seed: int = 0) -> Iterator[None]:
     """The same random numbers every time; the caller's random states come back afterwards."""
     held_python, held_numpy = random.getstate(), np.random.get_state()
     cuda = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cuda):
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
             yield
     finally:
         random.setstate(held_python)

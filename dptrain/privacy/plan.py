@@ -78,7 +78,8 @@ class Plan:
         """The guarantee at several deltas; one guarantee, read at different points."""
         if self.mechanism is None:
             return []
-        deltas = sorted({*DELTAS, self.delta}, reverse=True)
+        floor = accounting.smallest_delta(self.steps) / (1.0 - NOISE_RESERVE)
+        deltas = sorted({*(d for d in DELTAS if d > floor), self.delta}, reverse=True)
         shares = [delta * (1.0 - NOISE_RESERVE) for delta in deltas]
         values = accounting.epsilons(self.mechanism.event(), shares, self.adjacency)
         return [{"delta": delta, "epsilon": value} for delta, value in zip(deltas, values, strict=True)]

@@ -45,5 +45,8 @@ def epsilon_when_stopped(mechanism: DPSGD, steps_done: int, delta: float, adjace
         return 0.0
     if steps_done >= mechanism.steps:
         return planned
-    event = mechanism.event(rung(steps_done, mechanism.steps))
+    steps = rung(steps_done, mechanism.steps)
+    if delta / RUNGS < accounting.smallest_delta(steps):
+        return planned
+    event = mechanism.event(steps)
     return min(planned, accounting.epsilon(event, delta / RUNGS, adjacency))

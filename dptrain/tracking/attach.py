@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from dptrain.run_folder import RunFolder, read_json
 from dptrain.tracking.choose import make_tracker
 
 
-def attach_files(folder: RunFolder, files: list[Path]) -> bool:
+def attach_files(folder: RunFolder, files: list[Path], server: str | None) -> bool:
     """Hands public-tier files to the run's own tracker; True when there was nothing to hand over or all arrived."""
     result = read_json(folder.result)
-    if not result.get("mlflow_run_id"):
+    if not result.get("mlflow_run_id") or not _may_reach(result, server):
         return True
     tracker = make_tracker(_tracking(result))
     tracker.attach(result["mlflow_run_id"])
@@ -22,10 +23,12 @@ def attach_files(folder: RunFolder, files: list[Path]) -> bool:
     return tracker.finish(result["status"])
 
 
-def log_internal(folder: RunFolder, metrics: dict[str, float], files: list[Path], note: str) -> bool:
+def log_internal(
+    folder: RunFolder, metrics: dict[str, float], files: list[Path], note: str, server: str | None
+) -> bool:
     """Puts internal-tier results into the internal experiment, as a run of the same name."""
     result = read_json(folder.result)
-    if not result.get("mlflow_run_id"):
+    if not result.get("mlflow_run_id") or not _may_reach(result, server):
         return True
     tracker = make_tracker(_tracking(result), internal=True)
     tracker.start(folder.run_id, {"run_id": folder.run_id}, {"dp.tier": "internal"}, note)
@@ -33,6 +36,15 @@ def log_internal(folder: RunFolder, metrics: dict[str, float], files: list[Path]
     for file in files:
         tracker.artifact(file)
     return tracker.finish("finished")
+
+
+def _may_reach(result: dict[str, Any], server: str | None) -> bool:
+    """Whether the store is an embedded one, or a server that the user named: a folder's word is not enough."""
+    uri = str(result.get("tracking_uri"))
+    if uri.startswith("sqlite:") or uri == server:
+        return True
+    print(f"dptrain: note: not copied to {uri}; give tracking_uri={uri} to do so", file=sys.stderr)
+    return False
 
 
 def _tracking(result: dict[str, Any]) -> TrackingConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -58,7 +59,7 @@ def build_noise(
         return FastNoise(keystream, std, device)
     noise = SecureNoise(keystream, std / grid)
     distance = noise.distance(num_parameters * plan.steps)
-    if distance * (1.0 + 2.718281828459045**plan.epsilon) > plan.delta * NOISE_RESERVE:
+    if distance * (1.0 + math.exp(min(plan.epsilon, 700.0))) > plan.delta * NOISE_RESERVE:
         raise ConfigError(
             "privacy.delta",
             plan.delta,

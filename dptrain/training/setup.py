@@ -14,9 +14,11 @@ from dptrain.errors import ConfigError
 from dptrain.gradients.protocol import RowLoss, trainable
 from dptrain.keystream import Keystream
 from dptrain.models.build import ModelSpec, build_model
+from dptrain.models.features import check_map
+from dptrain.models.probe import check_deterministic
 from dptrain.models.validate import check_model
 from dptrain.privacy.plan import Plan, compile_plan
-from dptrain.registry import engines, features, load_user_files, sources
+from dptrain.registry import engines, load_user_files, sources
 from dptrain.run_folder import RunFolder, new_run
 from dptrain.training.assemble import pick_device
 from dptrain.training.evaluate import metric_names
@@ -72,6 +74,8 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
     torch.manual_seed(config.seed)
     module = build_model(spec)
     check_model(module, spec.name, spec.input_shape, spec.num_outputs)
+    if plan.is_private:
+        check_deterministic(module, spec.name, spec.input_shape)
     if config.execution.dtype == "float64":
         module = module.double()
     loss = row_loss(config.task.loss, source.info.task, config.task.class_weights, source.info.num_classes)
@@ -125,7 +129,7 @@ def check_promises(config: TrainConfig, info: SourceInfo) -> None:
 def model_spec(config: TrainConfig, info: SourceInfo) -> ModelSpec:
     """What will be built, with the shape that the feature map gives."""
     shape = tuple(info.input_shape)
-    mapped = features.build(config.model.features, shape).output_shape if config.model.features != "none" else shape
+    mapped = check_map(config.model.features, shape) if config.model.features != "none" else shape
     return ModelSpec(
         name=config.model.name,
         options=dict(config.model.options),

@@ -153,6 +153,9 @@ def train(setup: Setup, trainer: Trainer, recorder: Recorder, tracker: Tracker, 
         # The step in hand may have drawn its noise: it counts.
         done = min(last[0] + 1, setup.plan.steps)
         failed = Outcome(done, "failed", last[2])
+        claimed = setup.plan.epsilon_after(done)
+        if claimed is not None:
+            tracker.log(done, {"epsilon": claimed}, last[2])
         with suppress(OSError):
             _write_result(setup, failed, recorder, tracker, folder)
         tracker.finish("failed")
@@ -181,7 +184,7 @@ def release(setup: Setup, trainer: Trainer, outcome: Outcome, folder: RunFolder)
         run_id=folder.run_id,
         steps_done=outcome.steps_done,
         engine=trainer.engine.name,
-        float_class=trainer.engine.float_class,
+        float_class=trainer.engine.float_class if trainer.grid is not None else "floating",
         data={
             "name": info.name,
             "licence": info.licence,

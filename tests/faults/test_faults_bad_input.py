@@ -14,7 +14,7 @@ from dptrain.run_folder import read_json
 PARTS = """
 import torch
 from dptrain.data.source import Rows, Source, SourceInfo, Splits
-from dptrain.registry import losses, models, sources
+from dptrain.registry import features, losses, models, sources
 
 @sources.register("faulty")
 def faulty(config, seed, poison: str = "", count: int = 200):
@@ -29,6 +29,21 @@ def faulty(config, seed, poison: str = "", count: int = 200):
 @models.register("with_batchnorm")
 def with_batchnorm(input_shape, num_outputs):
     return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.Linear(16, num_outputs))
+
+@models.register("with_dropout")
+def with_dropout(input_shape, num_outputs):
+    return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, num_outputs))
+
+class Standardised:
+    version = "1"
+    def __init__(self, shape):
+        self.output_shape = shape
+    def __call__(self, rows):
+        return (rows - rows.mean(0)) / (1 + rows.abs().amax(0))
+
+@features.register("standardised")
+def standardised(input_shape):
+    return Standardised(input_shape)
 
 class Centre(torch.nn.Module):
     def forward(self, x):
@@ -90,6 +105,38 @@ def test_batchnorm_is_refused_by_name_and_the_fix_works(base: list[str], capsys:
     assert run(["train", *base, *model, "model.replace_batchnorm=true"]) == 0
 
 
+def test_dropout_is_refused_in_private_training_only(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Its masks come from the published seed and go by place: one unit less would move all the others."""
+    model = ["model=own", "model.name=with_dropout"]
+    assert "dropout" in refused(["train", *base, *model], capsys)
+    assert run(["train", *base, *model, "privacy=off", "privacy.epochs=1", "run.dir=off"]) == 0
+
+
+def test_a_feature_map_that_looks_at_other_rows_is_refused(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "other rows" in refused(["train", *base, "model.features=standardised"], capsys)
+
+
+def test_a_run_folder_cannot_name_code(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A config.yaml handed over with a checkpoint names a file; audit must not run it."""
+    assert run(["train", "experiment=quickstart", "tracking=none", "privacy.epochs=1", "run.dir=r"]) == 0
+    Path("evil.py").write_text("open('ran', 'w').write('x')\n")
+    config = Path("r/config.yaml")
+    config.write_text(config.read_text().replace("imports: []", "imports: [evil.py]"))
+    assert "cannot name code" in refused(["audit", "run=r"], capsys)
+    assert not Path("ran").exists()
+
+
+def test_a_run_folder_cannot_name_a_server(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """result.json names an address; nothing is sent there unless the user names it too."""
+    assert run(["train", "experiment=quickstart", "tracking=none", "privacy.epochs=1", "run.dir=r"]) == 0
+    result = read_json(Path("r/result.json")) | {"mlflow_run_id": "x", "tracking_uri": "http://127.0.0.1:9"}
+    Path("r/result.json").write_text(json.dumps(result))
+    for command in ("audit", "report"):
+        capsys.readouterr()
+        assert run([command, "run=r"]) == 0
+        assert "not copied to http://127.0.0.1:9" in capsys.readouterr().err
+
+
 def test_a_layer_that_mixes_units_by_hand_is_refused(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "centred" in refused(["train", *base, "model=own", "model.name=centred"], capsys)
 
@@ -136,14 +183,14 @@ def test_a_run_that_was_damaged_is_not_attacked(base: list[str], capsys: pytest.
     data = bytearray(weights.read_bytes())
     data[-2] ^= 1
     weights.write_bytes(bytes(data))
-    assert "model.safetensors" in refused(["audit", "run=r"], capsys)
+    assert "model.safetensors" in refused(["audit", "run=r", base[0]], capsys)
 
 
 def test_other_rows_than_the_runs_are_not_attacked(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", *base, "run.dir=r"]) == 0
     config = Path("r/config.yaml")
     config.write_text(config.read_text().replace("options: {}", "options:\n    poison: '0.5'", 1))
-    assert "not those" in refused(["audit", "run=r"], capsys)
+    assert "not those" in refused(["audit", "run=r", base[0]], capsys)
 
 
 @pytest.mark.parametrize("command", ["audit", "report"])
@@ -180,7 +227,7 @@ def test_a_leak_is_rejected_with_its_own_exit_code(base: list[str], capsys: pyte
         stages._outputs = lambda subject, rows: (
             np.where(rows.targets.numpy()[:, None] > 0, 1.0, -1.0) * (9.0 if len(rows) > 100 else 0.1)
         )
-        said = refused(["audit", "run=leak"], capsys, code=4)
+        said = refused(["audit", "run=leak", base[0]], capsys, code=4)
     finally:
         stages._outputs = held
     assert "contradicts" in said

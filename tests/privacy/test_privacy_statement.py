@@ -76,3 +76,9 @@ def test_users_are_called_users() -> None:
     assert "user (at most 4 rows each)" in stated["sentence"]
     assert stated["unit"] == {"kind": "user", "max_rows": 4}
     assert any("names each person once" in a["claim"] for a in stated["assumptions"])
+
+
+def test_fast_noise_is_not_stated_flatly() -> None:
+    made = plan(noise="fast")
+    stated = make_statement(made, facts(made.steps, float_class="floating"))
+    assert "if the noise were ideal" in stated["sentence"]
