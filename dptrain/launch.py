@@ -13,15 +13,28 @@ CONFIG_OF = {"plan": "train"}
 """Commands that share another command's primary config."""
 
 
-WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
+WITH_VALUE = (
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--config-dir",
+    "-cd",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--package",
+    "-p",
+)
 """Hydra's flags that take the next word as their value."""
 
 
-def flags_first(arguments: list[str]) -> list[str]:
-    """Flags before overrides, since Hydra refuses overrides on both sides of a flag.
+def overrides_first(arguments: list[str]) -> list[str]:
+    """Overrides before flags, since Hydra refuses overrides on both sides of a flag.
 
-    >>> flags_first(["a=1", "--multirun", "b=2", "--config-dir", "conf"])
-    ['--multirun', '--config-dir', 'conf', 'a=1', 'b=2']
+    >>> overrides_first(["a=1", "--multirun", "b=2", "--config-dir", "conf"])
+    ['a=1', 'b=2', '--multirun', '--config-dir', 'conf']
     """
     flags: list[str] = []
     overrides: list[str] = []
@@ -35,7 +48,7 @@ def flags_first(arguments: list[str]) -> list[str]:
                 flags += [value for value in [next(words, None)] if value is not None]
         else:
             overrides.append(word)
-    return flags + spelled_for_hydra(overrides)
+    return spelled_for_hydra(overrides) + flags
 
 
 class Task:
@@ -77,7 +90,7 @@ def launch(command: str, arguments: list[str]) -> None:
         return
     register_schemas()
     held = sys.argv
-    sys.argv = ["dptrain", *flags_first(arguments)]
+    sys.argv = ["dptrain", *overrides_first(arguments)]
     try:
         name = CONFIG_OF.get(command, command)
         import hydra

@@ -164,3 +164,30 @@ def test_every_setting_is_read_somewhere() -> None:
 
     for name in names(TrainConfig):
         assert f".{name}" in code, name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--cfg", "job", "experiment=quickstart"],
+        ["experiment=quickstart", "--cfg", "job"],
+        ["seed=3", "--cfg", "job", "experiment=quickstart"],
+    ],
+    ids=" ".join,
+)
+def test_flags_and_overrides_mix_in_any_order(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", *arguments]) == 0
+    assert "expected_batch_size: 512" in capsys.readouterr().out
+
+
+def test_the_examples_in_docstrings_are_true() -> None:
+    import doctest
+
+    import dptrain.compose
+    import dptrain.errors
+    import dptrain.launch
+
+    for module in (dptrain.compose, dptrain.errors, dptrain.launch):
+        outcome = doctest.testmod(module)
+        assert outcome.attempted > 0
+        assert outcome.failed == 0
