@@ -35,7 +35,7 @@ def methods(count: int) -> Iterator[tuple[str, Callable[[int], object]]]:
 
     yield "secure: exact rounded Gaussian on the grid", drawn(SecureNoise(Keystream(), GRID_STEPS))
     yield "secure, S = 2^30 (more pairs settled exactly)", drawn(SecureNoise(Keystream(), 2.0**30))
-    yield "fast: torch float32, as float64", drawn(FastNoise(Keystream(), 1.0))
+    yield "fast: torch float64", drawn(FastNoise(Keystream(), 1.0))
     yield "torch.normal float32 alone", lambda step: torch.normal(0.0, 1.0, (count,))
     yield "tensor.normal_ float32 in place", lambda step: plain.normal_()
     stream = Keystream().open(Purpose.NOISE, 0)
