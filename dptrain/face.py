@@ -18,8 +18,10 @@ import torch
 from dptrain.checkpoint.bundle import Bundle, load_bundle
 from dptrain.cli import recipe
 from dptrain.compose import compose
-from dptrain.models.features import cached_features
 from dptrain.registry import load_user_files
+
+BATCH = 1024
+"""Rows that go through a loaded model at once."""
 
 
 def train(overrides: Sequence[str] = (), config_folder: str | None = None) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class Model:
     """A verified release bundle, ready to predict."""
 
     def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
         self.module = bundle.model
         self.spec = bundle.spec
         self.statement = bundle.statement
@@ -69,10 +72,7 @@ class Model:
         if tuple(rows.shape[1:]) != self.spec.raw_shape:
             raise ValueError(f"inputs have rows of shape {tuple(rows.shape[1:])}, expected {self.spec.raw_shape}")
         rows = rows.to(next(self.module.parameters()).dtype)
-        if self.spec.features != "none":
-            rows = cached_features(self.spec.features, rows, None)
-        with torch.no_grad():
-            return self.module(rows).double().numpy()
+        return self._bundle.outputs(rows, BATCH).numpy()
 
     def predict(self, inputs: np.ndarray | torch.Tensor) -> np.ndarray:
         """Predicted class indices, shape (N,); values for a regression."""

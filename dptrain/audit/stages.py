@@ -18,9 +18,8 @@ from dptrain.compose import typed
 from dptrain.config import AuditConfig, TrainConfig
 from dptrain.data.manifest import manifest_digest
 from dptrain.data.source import Rows
-from dptrain.data.units import limit_rows
+from dptrain.data.units import load_capped
 from dptrain.errors import ClaimRejected, ConfigError
-from dptrain.models.features import cached_features
 from dptrain.registry import load_user_files, sources
 from dptrain.run_folder import CACHE, RunFolder, open_run, read_json, write_json
 from dptrain.tracking.attach import log_internal
@@ -61,19 +60,12 @@ def open_subject(config: AuditConfig) -> Subject:
     load_user_files(config.imports)
     bundle = load_bundle(folder.checkpoint)
     source = sources.build(settings.data.name, settings.data, settings.seed, options=settings.data.options)
-    splits = source.load()
-    members = limit_rows(
-        splits.train,
-        settings.privacy.unit,
-        settings.privacy.max_rows_per_unit,
-        settings.seed,
-        has_user_ids=source.info.unit == "user",
-    )
-    _check_rows(folder, members)
+    splits = load_capped(source, settings.privacy, settings.seed)
+    _check_rows(folder, splits.train)
     return Subject(
         folder=folder,
         bundle=bundle,
-        members=_some_units(members, config.audit.max_rows, config.seed),
+        members=_some_units(splits.train, config.audit.max_rows, config.seed),
         non_members=_some_units(splits.public, config.audit.max_rows, config.seed),
         batch_size=settings.evaluation.batch_size,
     )
@@ -137,14 +129,7 @@ def attack(subject: Subject, config: AuditConfig) -> dict[str, Any]:
 
 
 def _outputs(subject: Subject, rows: Rows) -> Any:
-    spec, module = subject.bundle.spec, subject.bundle.model
-    inputs = rows.inputs
-    if spec.features != "none":
-        inputs = cached_features(spec.features, inputs, CACHE)
-    dtype = next(module.parameters()).dtype
-    with torch.no_grad():
-        parts = [module(part.to(dtype)).double() for part in inputs.split(subject.batch_size)]
-    return torch.cat(parts).numpy()
+    return subject.bundle.outputs(rows.inputs, subject.batch_size, CACHE).numpy()
 
 
 def keep(subject: Subject, findings: dict[str, Any], server: str | None) -> None:

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from dptrain.errors import ConfigError
 from dptrain.models.build import ModelSpec, build_model
+from dptrain.models.features import cached_features
 from dptrain.run_folder import read_json, write_json
 
 MODEL_SCHEMA = "dptrain.model/1"
@@ -42,6 +43,20 @@ class Bundle:
     """In evaluation mode, on the CPU; takes feature-mapped inputs (see ``ModelSpec.features``)."""
     spec: ModelSpec
     statement: dict[str, Any]
+
+    def outputs(self, inputs: Tensor, batch_size: int, cache_dir: Path | None = None) -> Tensor:
+        """Outputs (N, num_outputs) float64 for raw rows: the feature map first, then the model, in parts.
+
+        Args:
+            inputs: (N, *raw_shape).
+            batch_size: rows at once.
+            cache_dir: where mapped rows are cached (internal tier), or None.
+        """
+        if self.spec.features != "none":
+            inputs = cached_features(self.spec.features, inputs, cache_dir)
+        dtype = next(self.model.parameters()).dtype
+        with torch.no_grad():
+            return torch.cat([self.model(part.to(dtype)).double() for part in inputs.split(batch_size)])
 
 
 def save_bundle(path: Path, module: nn.Module, spec: ModelSpec, statement: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dptrain.data.source import Rows
+from dptrain.config import PrivacyConfig
+from dptrain.data.source import Rows, Source, Splits
 from dptrain.errors import ConfigError
 
 
@@ -32,6 +33,18 @@ def check_units(rows: Rows, unit: str, max_rows: int, *, has_user_ids: bool = Tr
             "values of the unit column repeat, so epsilon would protect a row, not the person",
             "set privacy.unit=user, or leave data.unit_column unset to protect single rows knowingly",
         )
+
+
+def load_capped(source: Source, privacy: PrivacyConfig, seed: int) -> Splits:
+    """A source's rows with those of a unit capped: what training sees, and what an audit must see again.
+
+    Raises:
+        ConfigError: as ``check_units``, or what the source refuses.
+    """
+    splits = source.load()
+    known = source.info.unit == "user"
+    train = limit_rows(splits.train, privacy.unit, privacy.max_rows_per_unit, seed, has_user_ids=known)
+    return Splits(train, splits.public)
 
 
 def limit_rows(rows: Rows, unit: str, max_rows: int, seed: int, *, has_user_ids: bool = True) -> Rows:

@@ -92,16 +92,16 @@ def epsilons(event: Event, deltas: Sequence[float], adjacency: str = "zero_out",
 def _compose(step: Event, count: int, delta: float, adjacency: str, interval: float) -> float:
     if count == 0:
         return 0.0
-    delta -= ARITHMETIC * count
-    if delta < 0.99 * (delta + ARITHMETIC * count):
+    reserve = ARITHMETIC * count
+    if reserve > 0.01 * delta:
         raise ConfigError(
             "privacy.delta",
-            f"{delta + ARITHMETIC * count:g}",
+            f"{delta:g}",
             f"is too small for the accountant's arithmetic over {count} steps",
             f"use {smallest_delta(count):.1g} or more, or fewer steps",
         )
     rate, sigma = _sampled_gaussian(step)
-    return max(0.0, float(_composed(rate, sigma, count, adjacency, interval).get_epsilon_for_delta(delta)))
+    return max(0.0, float(_composed(rate, sigma, count, adjacency, interval).get_epsilon_for_delta(delta - reserve)))
 
 
 def epsilon_over_steps(

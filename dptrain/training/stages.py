@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from dptrain.checkpoint.bundle import save_bundle
 from dptrain.data.manifest import manifest_digest, new_salt
 from dptrain.data.source import Rows, Splits
-from dptrain.data.units import limit_rows
+from dptrain.data.units import load_capped
 from dptrain.errors import ConfigError
 from dptrain.models.features import cached_features
 from dptrain.privacy.statement import RunFacts, make_statement
@@ -48,14 +48,8 @@ def read_rows(setup: Setup) -> Loaded:
         ConfigError: the rows do not fit what was declared about them.
     """
     config, info = setup.config, setup.source.info
-    splits = setup.source.load()
-    train = limit_rows(
-        splits.train,
-        config.privacy.unit,
-        config.privacy.max_rows_per_unit,
-        config.seed,
-        has_user_ids=info.unit == "user",
-    )
+    splits = load_capped(setup.source, config.privacy, config.seed)
+    train = splits.train
     if len(splits.public) == 0:
         raise ConfigError("data.public_fraction", config.data.public_fraction, "leaves no public row", "raise it")
     if config.privacy.adjacency == "zero_out" and train.num_units != info.public_size:
