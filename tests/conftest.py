@@ -15,6 +15,12 @@ settings.register_profile("dptrain", deadline=None, max_examples=50, derandomize
 settings.load_profile("dptrain")
 
 
+@pytest.fixture(autouse=True)
+def _own_room(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ledger and signing key of a test are its own, never the user's."""
+    monkeypatch.setenv("DPTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     import torch

@@ -33,6 +33,7 @@ FLOOR = {
     "keystream": 0,
     "run_folder": 0,
     "compose": 0,
+    "signing": 0,
 }
 ONLY_IN = {
     "mlflow": {"tracking/mlflow.py"},
