@@ -52,7 +52,7 @@ def test_trust_is_what_lies_in_the_room(tmp_path, monkeypatch):
     (tmp_path / "trusted" / "friend.pub").write_text(friend.public_key + "\n")
     assert trusted_keys() == {s.key_id: s.public_key for s in (own, friend)}
     (tmp_path / "trusted" / "odd.pub").write_text("odd")
-    with pytest.raises(ConfigError, match="odd.pub"):
+    with pytest.raises(ConfigError, match=r"odd\.pub"):
         trusted_keys()
 
 
