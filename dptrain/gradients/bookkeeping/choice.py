@@ -1,0 +1,94 @@
+"""Which way of computing a contribution is taken: timed on the first physical batch, within a limit on memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from dptrain.gradients.bookkeeping.contribution import Contribution
+
+Way = Callable[[], Contribution]
+
+
+@dataclass
+class Timed:
+    """What one way cost: seconds for norms and sum, and bytes held between the two."""
+
+    seconds: float
+    nbytes: int
+
+
+@dataclass
+class Chooser:
+    """Remembers, by kind and shapes of a use, which way is quickest.
+
+    The first use of a kind and shape times every way on the tensors at hand. ``settle`` then turns to slimmer ways,
+    those that cost the least time for the memory they save first, until what a whole pass holds fits the limit.
+
+    Attributes:
+        memory_limit: bytes that contributions may hold at the end of a backward pass; None for no limit.
+        repeats: timings of which the smallest counts.
+    """
+
+    memory_limit: int | None = None
+    repeats: int = 2
+    picks: dict[Hashable, str] = field(default_factory=dict)
+    timings: dict[Hashable, dict[str, Timed]] = field(default_factory=dict)
+    counts: dict[Hashable, int] = field(default_factory=dict)
+    settled: bool = False
+
+    def take(self, key: Hashable, ways: Mapping[str, Way]) -> Contribution:
+        """The contribution by the way picked for ``key``; on first sight, by the quickest of all."""
+        if not self.settled:
+            self.counts[key] = self.counts.get(key, 0) + 1
+        pick = self.picks.get(key)
+        if pick is not None and pick in ways:
+            return ways[pick]()
+        if len(ways) == 1:
+            pick, way = next(iter(ways.items()))
+            self.picks[key] = pick
+            return way()
+        self.timings[key] = {name: self._time(way) for name, way in ways.items()}
+        self.picks[key] = min(self.timings[key], key=lambda name: self.timings[key][name].seconds)
+        return ways[self.picks[key]]()
+
+    def _time(self, way: Way) -> Timed:
+        best, nbytes = float("inf"), 0
+        for _ in range(self.repeats):
+            start = time.perf_counter()
+            contribution = way()
+            contribution.weighted_sum(torch.ones_like(contribution.squared_norm, dtype=torch.float32))
+            if contribution.squared_norm.is_cuda:
+                torch.cuda.synchronize()
+            best, nbytes = min(best, time.perf_counter() - start), contribution.nbytes
+        return Timed(best, nbytes)
+
+    def settle(self) -> None:
+        """Called after a first pass over a whole model: makes the picks fit the limit."""
+        if self.settled:
+            return
+        self.settled = True
+        if self.memory_limit is None:
+            return
+        while self.held() > self.memory_limit:
+            switch = min(self._switches(), default=None)
+            if switch is None:
+                return
+            self.picks[switch[1]] = switch[2]
+
+    def held(self) -> int:
+        """Bytes that the contributions of one pass hold, where a choice was open."""
+        return sum(self.counts[key] * found[self.picks[key]].nbytes for key, found in self.timings.items())
+
+    def _switches(self) -> list[tuple[float, Hashable, str]]:
+        """Every change to a slimmer way, with seconds lost per byte won."""
+        switches = []
+        for key, found in self.timings.items():
+            now = found[self.picks[key]]
+            for name, other in found.items():
+                if other.nbytes < now.nbytes:
+                    switches.append(((other.seconds - now.seconds) / (now.nbytes - other.nbytes), key, name))
+        return switches

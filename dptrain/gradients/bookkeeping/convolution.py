@@ -1,0 +1,235 @@
+"""Convolutions of one, two or three dimensions, with stride, padding, dilation and groups."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dptrain.gradients.bookkeeping.choice import Way
+from dptrain.gradients.bookkeeping.contribution import Contribution, PerUnit, squared_norms
+from dptrain.gradients.bookkeeping.seen import RowGradients, Tokens, wide
+from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter, lift
+
+aten = torch.ops.aten
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+MOST_GRAM_PLACES = 256
+"""Most places of an output for which Gram matrices are tried: beyond, they cost more than the gradients."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a convolution is, beside its tensors."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def weight_gradient(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of the weight, summed over the N images of x (N, C, *S) and g (N, O, *S')."""
+        return self._backward(g, x, weight, [False, True, False])[1]
+
+    def input_gradient(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """(N, C, *S) gradient of the input."""
+        return self._backward(g, x, weight, [True, False, False])[0]
+
+    def _backward(self, g: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> Any:
+        nothing = [0] * len(self.stride)
+        return aten.convolution_backward(
+            g, x, weight, None, self.stride, self.padding, self.dilation, False, nothing, self.groups, mask
+        )
+
+
+def convolution_rule(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``F.conv1d``, ``F.conv2d``, ``F.conv3d``: (input (1, C, *S), weight (O, C / groups, *K), bias (O,) or None, ...)."""
+    return _convolution(tape, *args, **kwargs)
+
+
+def _convolution(
+    tape: Tape,
+    input: Tensor,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    if not is_parameter(weight) or not (bias is None or is_parameter(bias)):
+        return NotImplemented
+    dims = weight.dim() - 2
+    if input.dim() == dims + 1:
+        return _convolution(tape, input[None], weight, bias, stride, padding, dilation, groups).squeeze(0)
+    step, spread = _tuple(stride, dims), _tuple(dilation, dims)
+    if isinstance(padding, str):
+        input, padding = _explicit_padding(input, padding, weight.shape[2:], spread)
+    shape = Shape(step, _tuple(padding, dims), spread, int(groups))
+    x, kernel, offset = cast_inputs(input, weight.detach(), None if bias is None else bias.detach())
+    record = ConvolutionRecord(tape, tape.open(weight), tape.open(bias), kernel, shape)
+
+    def whole(anchor: Tensor, rows: Tensor) -> Tensor:
+        images = rows.flatten(0, 1)
+        if record.weight is None and record.bias is None:
+            out = CONVOLVE[dims](images, kernel, offset, step, shape.padding, spread, shape.groups)
+        else:
+            out = _Convolution.apply(images, kernel, offset, anchor, record)
+        return out.unflatten(0, rows.shape[:2])
+
+    return lift(tape, whole, x)
+
+
+def _explicit_padding(x: Tensor, padding: str, kernel: Any, dilation: tuple[int, ...]) -> tuple[Tensor, int]:
+    if padding == "valid":
+        return x, 0
+    ends: list[int] = []
+    for size, spread in zip(reversed(kernel), reversed(dilation), strict=True):
+        total = spread * (size - 1)
+        ends += [total // 2, total - total // 2]
+    return F.pad(x, ends), 0
+
+
+def _tuple(value: Any, dims: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+@dataclass(frozen=True)
+class ConvolutionRecord:
+    """Takes what one convolution saw, and enters its contributions."""
+
+    tape: Tape
+    weight: str | None
+    bias: str | None
+    kernel: Tensor
+    shape: Shape
+
+    def enter(self, x: Tensor, g: Tensor) -> None:
+        """x: (R M, C, *S) inputs; g: (R M, O, *S') gradients of outputs, M images a row."""
+        rows = self.tape.num_rows
+        g = wide(g).unflatten(0, (rows, -1))
+        if self.bias is not None:
+            self.tape.enter(self.bias, RowGradients(g.flatten(3).sum((1, 3))))
+        if self.weight is not None:
+            x = wide(x).unflatten(0, (rows, -1))
+            groups = self.tape.groups
+            images = groups.gather(x).flatten(1, 2), groups.gather(g).flatten(1, 2)
+            self.tape.enter(self.weight, Convolved(*images, wide(self.kernel), self.shape))
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution that leaves no gradient of the weight but a record."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Any, anchor: Tensor, record: ConvolutionRecord) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.record = record
+        shape = record.shape
+        return CONVOLVE[x.dim() - 2](x, weight, bias, shape.stride, shape.padding, shape.dilation, shape.groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        x, weight = ctx.saved_tensors
+        g = grads[0].contiguous()
+        ctx.record.enter(x, g)
+        dx = ctx.record.shape.input_gradient(g, x, weight) if ctx.needs_input_grad[0] else None
+        return dx, None, None, None, None
+
+
+@dataclass
+class Convolved:
+    """A convolution's inputs and output gradients.
+
+    Four ways to a unit's gradient: torch's kernel called unit by unit; one grouped convolution for all units, with
+    units in the place of channels; a matrix product with unfolded inputs; and, for few places, Gram matrices of the
+    unfolded inputs. No way is the quickest everywhere (measured: docs/results/step_cost.md).
+    """
+
+    x: Tensor  # (U, M, C, *S)
+    g: Tensor  # (U, M, O, *S')
+    kernel: Tensor  # (O, C / groups, *K): for its shape
+    shape: Shape
+
+    def resolve(self, tape: Tape) -> Contribution:
+        key = ("convolved", tuple(self.x.shape), tuple(self.g.shape), tuple(self.kernel.shape), self.shape)
+        return tape.chooser.take((*key, self.x.dtype, str(self.x.device)), self._ways(tape))
+
+    def _ways(self, tape: Tape) -> dict[str, Way]:
+        ways: dict[str, Way] = {
+            "loop": lambda: PerUnit(self.looped()),
+            "grouped": lambda: PerUnit(self.grouped()),
+            "loop, again": lambda: self.again(self.looped),
+            "grouped, again": lambda: self.again(self.grouped),
+        }
+        if self.x.dim() == 5 and self.shape.groups == 1:
+            ways["unfolded"] = lambda: PerUnit(self.unfolded())
+            if math.prod(self.g.shape[3:]) <= MOST_GRAM_PLACES:
+                ways["gram"] = lambda: self.tokens().outer(tape, 1).reshaped(self.kernel.shape)
+        return ways
+
+    def looped(self) -> Tensor:
+        """(U, *K) by torch's own kernel, unit by unit."""
+        out = self.x.new_empty((len(self.x), *self.kernel.shape))
+        for unit in range(len(out)):
+            out[unit] = self.shape.weight_gradient(self.g[unit], self.x[unit], self.kernel)
+        return out
+
+    def grouped(self) -> Tensor:
+        """(U, *K) as one convolution: the weight's gradient is the input convolved with the output's gradient."""
+        units, images, channels = self.x.shape[:3]
+        groups, outputs = self.shape.groups, self.g.shape[2]
+        dims = self.x.dim() - 3
+        split = self.x.unflatten(2, (groups, channels // groups))  # (U, M, gr, c, *S)
+        x = split.movedim(3, 0).transpose(2, 3).flatten(1, 3)  # (c, U gr M, *S)
+        g = self.g.unflatten(2, (groups, outputs // groups)).movedim(1, 3).flatten(0, 2)  # (U gr o, M, *S')
+        out = CONVOLVE[dims](x, g, None, self.shape.dilation, self.shape.padding, self.shape.stride, units * groups)
+        for dim, size in enumerate(self.kernel.shape[2:]):
+            out = out.narrow(2 + dim, 0, size)
+        return out.movedim(0, 1).unflatten(0, (units, outputs)).contiguous()
+
+    def tokens(self) -> Tokens:
+        """The convolution as a linear map of unfolded patches, which are its tokens."""
+        kernel = self.kernel.shape[2:]
+        shape = self.shape
+        columns = F.unfold(self.x.flatten(0, 1), kernel, shape.dilation, shape.padding, shape.stride)  # (U M, C K, L)
+        units, images = self.x.shape[:2]
+        a = columns.transpose(1, 2).unflatten(0, (units, images)).flatten(1, 2)
+        return Tokens(a, self.g.flatten(3).transpose(2, 3).flatten(1, 2), turned=False)
+
+    def unfolded(self) -> Tensor:
+        """(U, *K) as a matrix product."""
+        seen = self.tokens()
+        return torch.bmm(seen.g.transpose(1, 2), seen.a).view(len(self.x), *self.kernel.shape)
+
+    def again(self, gradients: Any) -> Again:
+        """Norms from gradients that are dropped; the sum by a second, ordinary weight gradient."""
+        return Again(self, squared_norms(gradients()))
+
+
+@dataclass
+class Again:
+    """A convolution held by what it saw; the weighted sum is computed from scaled output gradients."""
+
+    seen: Convolved
+    squared_norm: Tensor
+
+    def silence(self, dead: Tensor) -> None:
+        shape = (-1, *[1] * (self.seen.x.dim() - 1))
+        self.seen.x = self.seen.x.masked_fill(dead.view(shape), 0)
+        self.seen.g = self.seen.g.masked_fill(dead.view(shape), 0)
+
+    def weighted_sum(self, factor: Tensor) -> Tensor:
+        seen = self.seen
+        g = seen.g * factor.to(seen.g.dtype).view(-1, *[1] * (seen.g.dim() - 1))
+        return seen.shape.weight_gradient(g.flatten(0, 1), seen.x.flatten(0, 1), seen.kernel)
+
+    def per_unit(self) -> Tensor:
+        return self.seen.looped()
+
+    @property
+    def nbytes(self) -> int:
+        return self.seen.x.nbytes + self.seen.g.nbytes

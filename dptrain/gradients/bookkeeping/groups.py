@@ -1,0 +1,76 @@
+"""Rows to units: how the rows of a physical batch lie, and how to bring a unit's rows side by side."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Groups:
+    """The units of one physical batch.
+
+    Live rows (weight above 0) of a unit are one group. Three layouts, cheapest first: one row a unit, in the order
+    of the batch, which costs nothing; the same number of rows for every unit, side by side, which is a view; and
+    anything else, which is gathered into groups padded with zeros.
+
+    Args:
+        unit: (R,) int64 slot of each row.
+        weight: (R,) row weights; rows of weight 0 belong to nobody.
+
+    Attributes:
+        slots: (U,) int64 slot of each live unit, in rising order.
+        rows_per_unit: most live rows that one unit has.
+        num_units: U.
+    """
+
+    def __init__(self, unit: Tensor, weight: Tensor) -> None:
+        device = unit.device
+        self.num_slots = len(unit)
+        live = torch.nonzero(weight.cpu() != 0).flatten()
+        owners = unit.cpu()[live]
+        order = torch.argsort(owners, stable=True)
+        slots, counts = torch.unique_consecutive(owners[order], return_counts=True)
+        rows = live[order]
+        self.slots = slots.to(device)
+        self.num_units = len(slots)
+        self.rows_per_unit = int(counts.max()) if len(counts) else 0
+        size = self.num_units * self.rows_per_unit
+        in_order = torch.equal(rows, torch.arange(len(rows)))
+        self.is_view = in_order and len(rows) == size
+        self.num_rows = len(rows)
+        self._rows = rows.to(device)
+        place = torch.full((self.num_units, max(self.rows_per_unit, 1)), -1, dtype=torch.int64)
+        unit_of_row = torch.repeat_interleave(torch.arange(self.num_units), counts)
+        within = torch.arange(len(rows)) - (torch.cumsum(counts, 0) - counts)[unit_of_row]
+        place[unit_of_row, within] = rows
+        self._place = place.to(device)
+        self._unit_of_row = unit_of_row.to(device)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Brings each unit's rows together.
+
+        Args:
+            values: (R, *shape), one entry a row.
+
+        Returns:
+            (U, K, *shape), K rows a unit; places that no row fills hold zeros. A view of ``values`` where the layout
+            allows.
+        """
+        if self.is_view:
+            return values[: self.num_rows].unflatten(0, (self.num_units, self.rows_per_unit))
+        gathered = values[self._place.clamp(min=0)]
+        empty = (self._place < 0).view(*self._place.shape, *[1] * (values.dim() - 1))
+        return gathered.masked_fill_(empty, 0)
+
+    def sum_rows(self, values: Tensor) -> Tensor:
+        """(R, *shape) values of rows -> (U, *shape) sums over the live rows of each unit."""
+        if self.is_view and self.rows_per_unit == 1:
+            return values[: self.num_rows]
+        if self.is_view:
+            return self.gather(values).sum(1)
+        out = values.new_zeros((self.num_units, *values.shape[1:]))
+        return out.index_add_(0, self._unit_of_row, values[self._rows])
+
+    def to_slots(self, values: Tensor) -> Tensor:
+        """(U,) values of units -> (R,) values of slots, 0 for slots without a live row."""
+        return values.new_zeros(self.num_slots).index_copy_(0, self.slots, values)

@@ -1,0 +1,157 @@
+"""What one use of a parameter saw in the backward pass, and how it becomes a contribution.
+
+    RowGradients   gradients of rows as they are
+    Tokens         inputs a_t and output gradients g_t of a linear map
+    Lookups        row numbers and output gradients of a table
+
+A parameter that is used once is resolved at once. One that is used several times (tied weights, a module called
+twice) has a gradient that is the sum over its uses, and its norm is that of the sum, not a sum of norms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from dptrain.gradients.bookkeeping.choice import Way
+from dptrain.gradients.bookkeeping.contribution import (
+    Contribution,
+    Outer,
+    PerUnit,
+    Table,
+    Tied,
+    outer_per_unit,
+    outer_squared_norm,
+)
+from dptrain.gradients.bookkeeping.groups import Groups
+
+if TYPE_CHECKING:
+    from dptrain.gradients.bookkeeping.tape import Tape
+
+
+class Seen(Protocol):
+    """What one use saw."""
+
+    def resolve(self, tape: Tape) -> Contribution:
+        """The contribution of this use alone."""
+        ...
+
+
+@dataclass
+class RowGradients:
+    """A parameter's gradients of rows."""
+
+    gradient: Tensor  # (R, *shape)
+
+    def resolve(self, tape: Tape) -> PerUnit:
+        return PerUnit(tape.groups.sum_rows(wide(self.gradient)))
+
+
+@dataclass
+class Tokens:
+    """A linear map's inputs and output gradients.
+
+    A unit's gradient of the weight is the sum over its tokens of g_t a_t'. With one token its norm is |a| |g|; with
+    more, either the two T x T Gram matrices are formed (T^2 (d + p) products), or the gradient itself (T d p products,
+    which the sum then need not repeat, and d p numbers a unit to hold). Which is quicker is measured.
+    """
+
+    a: Tensor  # (U, T, d)
+    g: Tensor  # (U, T, p)
+    turned: bool  # the weight is kept as (d, p)
+
+    @classmethod
+    def of_rows(cls, groups: Groups, a: Tensor, g: Tensor, turned: bool) -> Tokens:
+        """From (R, T, d) and (R, T, p)."""
+        return cls(groups.gather(a).flatten(1, 2), groups.gather(g).flatten(1, 2), turned)
+
+    def resolve(self, tape: Tape) -> Contribution:
+        key = ("tokens", tuple(self.a.shape), tuple(self.g.shape), self.a.dtype, str(self.a.device))
+        return tape.chooser.take(key, self._ways(tape))
+
+    def _ways(self, tape: Tape) -> dict[str, Way]:
+        tokens, d = self.a.shape[1:]
+        p = self.g.shape[2]
+        if tokens <= 1:
+            return {"product": partial(self.outer, tape, 1)}
+        ways: dict[str, Way] = {}
+        if tokens * (d + p) <= 8 * d * p:
+            for blocks in (1, 2, 4):
+                if blocks == 1 or tokens >= 32 * blocks:
+                    ways[f"gram{blocks}"] = partial(self.outer, tape, blocks)
+        if d * p <= 8 * tokens * (d + p) or not ways:
+            ways["kept"] = self.kept
+        return ways
+
+    def outer(self, tape: Tape, blocks: int) -> Outer:
+        """Held by its factors, with the norm from Gram matrices."""
+        held = tape.gram_of(self.a, blocks) if self.a.shape[1] > 1 else None
+        return Outer(self.a, self.g, outer_squared_norm(self.a, self.g, blocks, held), self.turned)
+
+    def kept(self) -> PerUnit:
+        """Held as it is."""
+        return PerUnit(outer_per_unit(self.a, self.g, self.turned))
+
+
+@dataclass
+class Lookups:
+    """A table's rows looked up, and the gradients of what was found there."""
+
+    ids: Tensor  # (U, L) int64
+    g: Tensor  # (U, L, d)
+    rows: int  # of the table
+    padding: int | None  # the row that gets no gradient
+
+    def resolve(self, tape: Tape) -> Table:
+        return Table.of_lookups(self.ids, self.g, self.rows, self.padding)
+
+
+def combine(tape: Tape, seen: list[Seen]) -> Contribution:
+    """The contribution of a parameter's uses together."""
+    if len(seen) == 1:
+        return seen[0].resolve(tape)
+    tokens = [use for use in seen if isinstance(use, Tokens)]
+    lookups = [use for use in seen if isinstance(use, Lookups)]
+    if len(tokens) + len(lookups) < len(seen) or len({use.turned for use in tokens}) > 1:
+        return _added_up(tape, seen)
+    if lookups and len({use.padding for use in lookups}) > 1:
+        return _added_up(tape, seen)
+    joined = _join_tokens(tokens) if tokens else None
+    if not lookups:
+        assert joined is not None
+        return joined.resolve(tape)
+    table = Lookups(
+        torch.cat([use.ids for use in lookups], 1), torch.cat([use.g for use in lookups], 1), *_rows(lookups[0])
+    )
+    if joined is None:
+        return table.resolve(tape)
+    if joined.turned:
+        return _added_up(tape, seen)
+    blocks = 2 if joined.a.shape[1] >= 64 else 1
+    return Tied.of(joined.outer(tape, blocks), table.resolve(tape))
+
+
+def _rows(lookups: Lookups) -> tuple[int, int | None]:
+    return lookups.rows, lookups.padding
+
+
+def _join_tokens(tokens: list[Tokens]) -> Tokens:
+    return Tokens(torch.cat([use.a for use in tokens], 1), torch.cat([use.g for use in tokens], 1), tokens[0].turned)
+
+
+def _added_up(tape: Tape, seen: list[Seen]) -> PerUnit:
+    total: Tensor | None = None
+    for use in seen:
+        gradient = use.resolve(tape).per_unit()
+        total = gradient.clone() if total is None else total.add_(gradient)
+    assert total is not None
+    return PerUnit(total)
+
+
+def wide(values: Tensor) -> Tensor:
+    """Float32 at least: norms and sums are never taken in fewer bits. Every bfloat16 value is a float32 value."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()

@@ -1,0 +1,236 @@
+"""Sees every use that a model makes of a trainable parameter while its rows go through it.
+
+The model runs under ``vmap``, so that each row is a batch of one and rows cannot meet. A tape intercepts every torch
+function called meanwhile. A function that has a rule (``rules``) and reads a tracked parameter runs through that rule,
+which works on all rows at once and leaves each unit's gradient as a contribution during the backward pass. Any other
+function that reads a tracked parameter gets a copy of the parameter a row, whose gradients are the rows' own: exact
+for every function that vmap knows, at the memory of one gradient a row. No use can be missed, because a parameter is
+never seen by autograd itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dptrain.gradients.bookkeeping.choice import Chooser
+from dptrain.gradients.bookkeeping.contribution import Contribution
+from dptrain.gradients.bookkeeping.groups import Groups
+from dptrain.gradients.bookkeeping.seen import RowGradients, Seen, combine
+
+Whole = Callable[..., Tensor]
+"""(anchor, *tensors (R, ...)) -> (R, ...): an operation on all rows at once."""
+
+Rule = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]
+"""(tape, function, args, kwargs) -> result, or NotImplemented where the rule does not cover this call."""
+
+_HARMLESS = {"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_leaf", "names", "itemsize"}
+_HARMLESS_METHODS = {"size", "dim", "numel", "is_floating_point", "is_complex", "__len__", "stride", "is_contiguous"}
+
+
+class Tape(TorchFunctionMode):
+    """The record of one physical batch.
+
+    Args:
+        tracked: trainable parameters by name.
+        groups: the batch's units.
+        chooser: picks the way in which each contribution is computed.
+        rules: torch function -> rule.
+
+    Attributes:
+        contributions: per parameter name, one entry for every use that the loss depends on.
+        without_rule: names of functions that read a parameter and have no rule, with the parameter's name.
+    """
+
+    def __init__(
+        self,
+        tracked: Mapping[str, nn.Parameter],
+        groups: Groups,
+        chooser: Chooser,
+        rules: Mapping[Any, Rule],
+        anchor: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.num_rows = groups.num_slots
+        self.chooser = chooser
+        self.contributions: dict[str, Contribution] = {}
+        self._seen: dict[str, list[Seen]] = {}
+        self.uses = dict.fromkeys(tracked, 0)
+        self.without_rule: dict[str, str] = {}
+        self.grams: dict[tuple[Any, ...], tuple[Tensor, dict[int, Tensor]]] = {}
+        self.timing = not chooser.settled
+        self._rules = rules
+        self._names = {id(p): name for name, p in tracked.items()}
+        self._turned: dict[int, tuple[Tensor, nn.Parameter]] = {}
+        self.anchor = anchor  # inside vmap: a scalar of each row, of which every row's uses are functions
+
+    def name_of(self, value: Any) -> str | None:
+        """The name of a tracked parameter; None for anything else."""
+        return self._names.get(id(value)) if isinstance(value, nn.Parameter) else None
+
+    def turned(self, value: Any) -> nn.Parameter | None:
+        """The tracked matrix of which ``value`` is the transpose, taken in this pass."""
+        held = self._turned.get(id(value))
+        return held[1] if held is not None else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = self._rules.get(func)
+        if rule is not None:
+            result = rule(self, func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        if not self._reads_parameter(args) and not self._reads_parameter(kwargs.values()):
+            return func(*args, **kwargs)
+        return self._without_rule(func, args, kwargs)
+
+    def _reads_parameter(self, values: Any) -> bool:
+        for value in values:
+            if isinstance(value, nn.Parameter):
+                if id(value) in self._names:
+                    return True
+            elif isinstance(value, list | tuple):
+                if self._reads_parameter(value):
+                    return True
+            elif self._turned and id(value) in self._turned:
+                return True
+        return False
+
+    def _without_rule(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = _name_of_function(func)
+        if name in _HARMLESS or name in _HARMLESS_METHODS:
+            return func(*args, **kwargs)
+        parameter = args[0] if args else None
+        if name in ("T", "t", "mT") and self.name_of(parameter) and parameter.dim() == 2:
+            view = parameter.detach().t()
+            self._turned[id(view)] = (view, parameter)
+            return view
+        return self.copy_a_row(func, *args, **kwargs)
+
+    def copy_a_row(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls ``func`` with a copy a row of every tracked parameter among its arguments."""
+        name = _name_of_function(func)
+        return func(*self._a_copy_a_row(args, name), **self._a_copy_a_row(kwargs, name))
+
+    def _a_copy_a_row(self, value: Any, function: str) -> Any:
+        if isinstance(value, dict):
+            return {key: self._a_copy_a_row(entry, function) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._a_copy_a_row(entry, function) for entry in value)
+        turned = self.turned(value)
+        if turned is not None:
+            return self._a_copy_a_row(turned, function).t()
+        name = self.name_of(value)
+        if name is None:
+            return value
+        self.without_rule.setdefault(function, name)
+        self.open(value)
+        parameter = value.detach()
+
+        def record(gradient: Tensor) -> None:
+            self.enter(name, RowGradients(gradient))
+
+        return lift(self, lambda anchor: _CopyARow.apply(parameter, anchor, record))
+
+    def open(self, value: Any) -> str | None:
+        """Notes a use of a tracked parameter and gives its name; None for anything else."""
+        name = self.name_of(value)
+        if name is not None:
+            self.uses[name] += 1
+        return name
+
+    def enter(self, name: str, seen: Seen) -> None:
+        """Takes what one use of a parameter saw in the backward pass; resolved at once where it is the only use."""
+        if self.uses[name] == 1:
+            self.contributions[name] = seen.resolve(self)
+        else:
+            self._seen.setdefault(name, []).append(seen)
+
+    def gram_of(self, a: Tensor, blocks: int) -> dict[int, Tensor]:
+        """Where Gram matrices of ``a`` are kept for the next use that reads the same input (queries, keys, values)."""
+        if self.timing:
+            return {}
+        key = (a.data_ptr(), a.shape, a.stride(), blocks)
+        if key not in self.grams:
+            self.grams = {key: (a, {})}  # only the latest; holding ``a`` keeps its address from being used again
+        return self.grams[key][1]
+
+    def finish(self) -> dict[str, Contribution]:
+        """After the backward pass: every parameter's contribution; parameters that the loss does not reach are left out."""
+        for name, seen in self._seen.items():
+            self.contributions[name] = combine(self, seen)
+        self._seen, self.grams = {}, {}
+        return self.contributions
+
+
+class _CopyARow(torch.autograd.Function):
+    """A parameter, repeated for every row without taking memory; its gradient is one a row."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, anchor: Tensor, record: Callable[[Tensor], None]) -> Tensor:
+        ctx.record = record
+        return parameter.expand(len(anchor), *parameter.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        ctx.record(grads[0])
+        return None, None, None
+
+
+def lift(tape: Tape, whole: Whole, *tensors: Tensor) -> Tensor:
+    """Runs ``whole`` once on all rows, from inside a row's pass.
+
+    Args:
+        whole: (anchor (R,), *tensors (R, ...)) -> (R, ...).
+        tensors: values of one row, as seen inside vmap; what all rows share is repeated for every row.
+    """
+    assert tape.anchor is not None
+    return _Lifted.apply(whole, tape.anchor, *tensors)
+
+
+class _Lifted(torch.autograd.Function):
+    @staticmethod
+    def forward(whole: Whole, anchor: Tensor, *tensors: Tensor) -> Tensor:
+        raise RuntimeError("a lifted operation was called outside vmap")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[Any], whole: Whole, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, int]:
+        if in_dims[1] is None:
+            raise NotImplementedError("the model calls vmap itself around a trainable parameter")
+        rows = []
+        for tensor, dim in zip(tensors, in_dims[2:], strict=True):
+            if dim is None:
+                rows.append(tensor.expand(info.batch_size, *tensor.shape))
+            else:
+                rows.append(tensor.movedim(dim, 0))
+        return whole(anchor, *rows), 0
+
+
+def _name_of_function(func: Any) -> str:
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":  # a property: the name is that of what it belongs to
+        return getattr(getattr(func, "__self__", None), "__name__", name)
+    return name
+
+
+def is_parameter(value: Any) -> bool:
+    """Whether a value is a parameter as the module holds it, trainable or not, and so the same for all rows."""
+    return isinstance(value, nn.Parameter)
+
+
+def cast_inputs(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in autocast's dtype where autocast is on, as torch's own linear maps and convolutions take them."""
+    kind = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t.to(dtype) if t is not None and t.is_floating_point() else t for t in tensors)
