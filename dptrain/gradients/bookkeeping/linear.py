@@ -51,7 +51,9 @@ def _linear(tape: Tape, x: Tensor, weight: Any, bias: Any, turned: bool = False)
     if record.weight is None and record.bias is None:
         value = value.t() if turned else value
         return lift(tape, lambda anchor, rows: F.linear(rows, value, offset), x)
-    return lift(tape, lambda anchor, rows: _Linear.apply(rows, value.t() if turned else value, offset, anchor, record), x)
+    return lift(
+        tape, lambda anchor, rows: _Linear.apply(rows, value.t() if turned else value, offset, anchor, record), x
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class _Linear(torch.autograd.Function):
     """F.linear that leaves no gradient of the weight but a record."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, record: LinearRecord) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, record: LinearRecord
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.record = record
         return F.linear(x, weight, bias)

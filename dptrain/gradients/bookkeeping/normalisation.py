@@ -27,7 +27,9 @@ def layer_norm_rule(tape: Tape, func: Any, args: Args, kwargs: Kwargs) -> Any:
     return _layer_norm(tape, *args, **kwargs)
 
 
-def _layer_norm(tape: Tape, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+def _layer_norm(
+    tape: Tape, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Any:
     if not _covered(weight, bias):
         return NotImplemented
     record = _recorder(tape, weight, bias)
@@ -43,7 +45,9 @@ def group_norm_rule(tape: Tape, func: Any, args: Args, kwargs: Kwargs) -> Any:
     return _group_norm(tape, *args, **kwargs)
 
 
-def _group_norm(tape: Tape, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+def _group_norm(
+    tape: Tape, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Any:
     if not _covered(weight, bias) or input.dim() < 2:
         return NotImplemented
     record = _recorder(tape, weight, bias)
