@@ -29,8 +29,8 @@ class Workload:
         data: rows and a generator -> (inputs (R, ...), targets (R,) or (R, T)).
         adam: AdamW, as transformers are trained; SGD otherwise.
         peer_build: the same function built of layers that Opacus has rules for, where torch's own have none.
-        origin: prefixes of the parameters that fastDP's ghost differentiation must keep: those which no gradient
-            would otherwise pass through, that is, every trainable layer that is fed by no other trainable layer.
+        origin: parts of the names of the parameters that fastDP's ghost differentiation must keep, so that a gradient
+            passes through every trainable layer: of each one that no other trainable layer feeds, the cheapest.
     """
 
     what: str
@@ -235,8 +235,8 @@ def running_text(tokens: int) -> Callable[[int, torch.Generator], Made]:
 _EMBEDDINGS = ("words", "places")
 
 WORKLOADS = {
-    "a": Workload("small CNN, B256", small_cnn, 256, pictures(1, 28, 28), origin=("0.",)),
-    "b": Workload("WRN-16-4 GroupNorm, B64", wide_resnet, 64, pictures(3, 32, 32), origin=("0.",)),
+    "a": Workload("small CNN, B256", small_cnn, 256, pictures(1, 28, 28), origin=("0.bias",)),
+    "b": Workload("WRN-16-4 GroupNorm, B64", wide_resnet, 64, pictures(3, 32, 32), origin=("0.weight",)),
     "c": Workload(
         "encoder 6x384, T128, B16", lambda: Transformer(6, "classes"), 16, sentences(128), True, None, _EMBEDDINGS
     ),
@@ -254,8 +254,10 @@ WORKLOADS = {
     "e_tied": Workload(
         "GPT 4x384, T128, B8, tied", lambda: Transformer(4, "tied"), 8, running_text(128), True, None, _EMBEDDINGS
     ),
-    "f": Workload("MLP 784-2048-2048-10, B512", lambda: mlp(784, 2048, 2048, 10), 512, pictures(784), origin=("0.",)),
-    "tiny": Workload("MLP 20-16-10, B32, to try things", lambda: mlp(20, 16, 10), 32, pictures(20), origin=("0.",)),
+    "f": Workload(
+        "MLP 784-2048-2048-10, B512", lambda: mlp(784, 2048, 2048, 10), 512, pictures(784), origin=("0.bias",)
+    ),
+    "tiny": Workload("MLP 20-16-10, B32, to try things", lambda: mlp(20, 16, 10), 32, pictures(20), origin=("0.bias",)),
 }
 
 
