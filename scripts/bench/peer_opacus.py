@@ -60,13 +60,14 @@ class Opacus:
 
     def step(self) -> None:
         """One step."""
-        self._optimizer.zero_grad()
-        self._loss(self._wrapped(self._inputs), self._targets).backward()
-        self._optimizer.step()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+            self._optimizer.zero_grad()
+            self._loss(self._wrapped(self._inputs), self._targets).backward()
+            self._optimizer.step()
 
     def run(self, on_step: Callable[[], None]) -> None:
         """See ``Contender``."""
-        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
         while True:
             self.step()
             on_step()
