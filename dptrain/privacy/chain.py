@@ -1,0 +1,138 @@
+"""The chain: each row carries the hash of the one before, and the newest is signed.
+
+A row is a JSON object, kept as the canonical text that its SHA-256 is taken of; it names its own sequence number and
+the previous row's hash. So a row that is edited, dropped or moved breaks the chain at a place that can be named, and
+only whoever holds a trusted key can sign another end. What a chain cannot show by itself is that rows are missing at
+its end: for that an outside head is needed (``privacy/witness.py``, statements, MLflow tags).
+Source: Haber & Stornetta 1991 (linked time stamps); RFC 8032 (Ed25519).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dptrain.errors import BudgetRefused, ConfigError
+from dptrain.signing import Signer, canonical, signature_holds
+
+HEAD_SCHEMA = "dptrain.ledger.head/1"
+START = "0" * 64
+"""What the first row names as its predecessor."""
+
+
+class LedgerBroken(BudgetRefused):
+    """A row or the head of the ledger is not what was written; nothing may be spent on it (exit code 3)."""
+
+    def __init__(self, row: int | str, problem: str) -> None:
+        self.row = row
+        self.what = problem
+        remedy = "restore the ledger from a copy that is whole; 'dptrain budget verify' says more"
+        super().__init__("ledger", f"row {row}" if isinstance(row, int) else row, problem, remedy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survives the way back from a worker process."""
+        return type(self), (self.row, self.what)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The signed end of a ledger. Safe to publish: it names no account and no data."""
+
+    ledger_id: str
+    sequence: int
+    hash: str
+    key_id: str
+    signature: str
+    public_key: str
+
+    @property
+    def message(self) -> bytes:
+        """What is signed."""
+        named = {"ledger_id": self.ledger_id, "sequence": self.sequence, "hash": self.hash}
+        return canonical({"schema": HEAD_SCHEMA, **named})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: Any) -> Head:
+        """Reads ``to_json``'s data; ValueError where it is something else."""
+        kinds = {"ledger_id": str, "sequence": int, "hash": str, "key_id": str, "signature": str, "public_key": str}
+        if not isinstance(value, dict) or any(not isinstance(value.get(name), kind) for name, kind in kinds.items()):
+            raise ValueError("not a ledger head")
+        return Head(**{name: value[name] for name in kinds})
+
+    def check(self, trusted: dict[str, str]) -> None:
+        """Refuses a head that no trusted key has signed."""
+        public = trusted.get(self.key_id)
+        if public is None:
+            raise ConfigError(
+                "ledger head",
+                self.key_id,
+                f"has signed row {self.sequence} and is not a trusted key here",
+                f"if you know whose it is, write {self.public_key} to NAME.pub in the folder 'trusted' beside your key",
+            )
+        if not signature_holds(public, self.signature, self.message):
+            raise LedgerBroken("head", f"its signature of row {self.sequence} does not hold")
+
+
+def sign_head(signer: Signer, ledger_id: str, sequence: int, row_hash: str) -> Head:
+    """The head after a row was appended."""
+    unsigned = Head(ledger_id, sequence, row_hash, signer.key_id, "", signer.public_key)
+    return Head(ledger_id, sequence, row_hash, signer.key_id, signer.sign(unsigned.message), signer.public_key)
+
+
+def row_text(sequence: int, previous: str, body: dict[str, Any]) -> str:
+    """A row's canonical text."""
+    return canonical({**body, "sequence": sequence, "previous": previous}).decode()
+
+
+def row_hash(text: str) -> str:
+    """SHA-256 of a row's text, in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_row(expected: int, previous: str, sequence: int, text: str, written_hash: str) -> dict[str, Any]:
+    """One row, checked against its own hash and its place in the chain.
+
+    Raises:
+        LedgerBroken: naming the row that was edited, is missing, or stands in another's place.
+    """
+    if sequence != expected:
+        raise LedgerBroken(expected, "is missing")
+    if row_hash(text) != written_hash:
+        raise LedgerBroken(sequence, "was changed: its content does not have its hash")
+    try:
+        body = json.loads(text)
+        named, before = body["sequence"], body["previous"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise LedgerBroken(sequence, "is not a row of this ledger") from error
+    if named != sequence:
+        raise LedgerBroken(sequence, f"holds the content of row {named}: rows were put in another order")
+    if before != previous:
+        raise LedgerBroken(max(sequence - 1, 1), f"was replaced: row {sequence} was chained to another")
+    return body
+
+
+def read_rows(
+    rows: Iterable[tuple[int, str, str]], after: int = 0, previous: str = START
+) -> Iterable[tuple[dict[str, Any], str]]:
+    """(content, hash) of rows that follow row ``after`` whose hash is ``previous``, each checked."""
+    expected = after + 1
+    for sequence, text, written_hash in rows:
+        yield read_row(expected, previous, sequence, text, written_hash), written_hash
+        expected, previous = expected + 1, written_hash
+
+
+def check_end(head: Head, last: int, last_hash: str) -> None:
+    """Refuses a chain whose last row is not the one the head was signed for."""
+    if last < head.sequence:
+        raise LedgerBroken(last + 1, f"is missing: the signed head names row {head.sequence}")
+    if last > head.sequence:
+        raise LedgerBroken(head.sequence + 1, "was added behind the signed head")
+    if last_hash != head.hash:
+        raise LedgerBroken(last, "was replaced: the signed head names another hash")

@@ -1,0 +1,69 @@
+"""The newest head of every ledger seen from here, kept outside of the ledger: it shows that an old copy was restored.
+
+``heads/<ledger_id>.json`` in the user's own room is rewritten after every row, and read before the ledger is. A copy
+from yesterday then ends before the head that is remembered, or goes another way from it, and is refused. Whoever can
+rewrite both the ledger and this folder is not stopped by it; heads in statements and in MLflow, held elsewhere, are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from dptrain.errors import ConfigError
+from dptrain.privacy.chain import Head
+from dptrain.signing import home
+
+
+def folder() -> Path:
+    """Where heads are remembered."""
+    return home() / "heads"
+
+
+def recall(ledger_id: str) -> Head | None:
+    """The newest head seen of a ledger; None where none was."""
+    found = _read(folder() / f"{ledger_id}.json")
+    return found[0] if found else None
+
+
+def remember(head: Head, place: str) -> None:
+    """Keeps a head, unless a newer one of the same ledger is kept already.
+
+    Renamed into place, not synced: after a power cut the head of a moment before may stand here, which is as true.
+    A folder that cannot be written costs the witness, never the run: the row itself is on disk by now.
+    """
+    file = folder() / f"{head.ledger_id}.json"
+    temporary = file.with_name(f".{head.ledger_id}.{os.getpid()}.tmp")
+    try:
+        known = _read(file)
+        if known is not None and known[0].sequence > head.sequence:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary.write_text(json.dumps({"place": place, "head": head.to_json()}), encoding="utf-8")
+        os.replace(temporary, file)
+    except (OSError, ConfigError):
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def lost(place: str) -> Head | None:
+    """The head of a ledger that once lay at ``place``, by what is remembered here."""
+    for file in sorted(folder().glob("*.json")):
+        found = _read(file)
+        if found is not None and found[1] == place:
+            return found[0]
+    return None
+
+
+def _read(file: Path) -> tuple[Head, str] | None:
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return Head.from_json(kept["head"]), str(kept["place"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "ledger head", file, "cannot be read", "remove it: rollback is then not noticed until the next row"
+        ) from error
