@@ -5,12 +5,11 @@ from __future__ import annotations
 from html import escape
 
 from dptrain.report import facts
+from dptrain.report.parts import bullets, column, facts_list, page, section
 from dptrain.report.phrases import small
 from dptrain.report.plots import figures
 from dptrain.report.record import RunRecord
-from dptrain.report.style import CSS
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 CAPTIONS = {
     "progress": ("Measured on public rows while training.", " ε is what had been spent when the score was measured."),
     "tradeoff": ("", "What each unit of privacy cost bought; the large dot is the finished model."),
@@ -34,17 +33,9 @@ def render_html(record: RunRecord) -> str:
         _cost(record),
         _course(record, drawn),
         _audit(record, drawn) if record.tier == "internal" else "",
-        _section("The run", _facts(facts.run_facts(record))),
+        section("The run", facts_list(facts.run_facts(record))),
     ]
-    title = escape(f"{record.run_id}: privacy report")
-    content = "\n".join(part for part in body if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        f"{content}\n<footer>Made by dptrain from the files of the run folder.</footer>\n</main>\n</body>\n</html>\n"
-    )
+    return page(f"{record.run_id}: privacy report", body)
 
 
 def _header(record: RunRecord) -> str:
@@ -75,13 +66,13 @@ def _cards(record: RunRecord) -> str:
 def _promise(record: RunRecord) -> str:
     sentence = str(record.get("statement.sentence") or "No statement was made for this run.")
     tone = "promise" if record.private else "promise none"
-    parts = [f'<p class="{tone}">{escape(sentence)}</p>', _facts(facts.promise(record))]
+    parts = [f'<p class="{tone}">{escape(sentence)}</p>', facts_list(facts.promise(record))]
     held = "".join(
         f'<li>{escape(claim)}<span class="by">{escape(by)}</span></li>' for claim, by in facts.assumptions(record)
     )
-    columns = _column("It holds if", f"<ul>{held}</ul>" if held else "")
-    columns += _column("It does not cover", _list(facts.not_covered(record)))
-    return _section("What was promised", "\n".join(parts) + (f'<div class="two">{columns}</div>' if columns else ""))
+    columns = column("It holds if", f"<ul>{held}</ul>" if held else "")
+    columns += column("It does not cover", bullets(facts.not_covered(record)))
+    return section("What was promised", "\n".join(parts) + (f'<div class="two">{columns}</div>' if columns else ""))
 
 
 def _cost(record: RunRecord) -> str:
@@ -94,27 +85,27 @@ def _cost(record: RunRecord) -> str:
     )
     table = f"<table><thead><tr><th>δ</th><th>ε</th></tr></thead><tbody>{rows}</tbody></table>" if rows else ""
     note = '<p class="by">One guarantee, read at several δ: a smaller chance of failure costs a larger ε.</p>'
-    columns = f"<div>{_facts(facts.cost(record))}</div>" + _column("ε at other δ", note + table if table else "")
-    return _section("What it cost", f'<div class="two">{columns}</div>' + _list(facts.cautions(record)))
+    columns = f"<div>{facts_list(facts.cost(record))}</div>" + column("ε at other δ", note + table if table else "")
+    return section("What it cost", f'<div class="two">{columns}</div>' + bullets(facts.cautions(record)))
 
 
 def _course(record: RunRecord, drawn: dict[str, str]) -> str:
     shown = "".join(_figure(name, drawn, record) for name in ("progress", "tradeoff"))
     figures_ = f'<div class="two">{shown}</div>' if shown else ""
-    return _section("How good it is", figures_ + _column("Finished model", _facts(facts.final_metrics(record))))
+    return section("How good it is", figures_ + column("Finished model", facts_list(facts.final_metrics(record))))
 
 
 def _audit(record: RunRecord, drawn: dict[str, str]) -> str:
     title = "What an attack found"
     if not record.audit:
-        return _section(title, "<p>Not audited yet. <code>dptrain audit</code> attacks this checkpoint.</p>")
+        return section(title, "<p>Not audited yet. <code>dptrain audit</code> attacks this checkpoint.</p>")
     rates = list(dict.fromkeys(fpr for attack in facts.attacks(record) for fpr, _ in attack.found))
     head = "".join(f"<th>{escape(label)}</th>" for label in ("Attack", "AUC", *(_found_at(fpr) for fpr in rates)))
     rows = "".join(_attack_row(attack, rates) for attack in facts.attacks(record))
     table = f'<table class="attacks"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>' if rows else ""
     words = f"<p><strong>{escape(facts.verdict(record))}</strong></p>" if facts.verdict(record) else ""
     words += f'<p class="by">{escape(facts.audit_sample(record))}</p>'
-    return _section(title, f'{words}{table}<div class="roc">{_figure("roc", drawn, record)}</div>')
+    return section(title, f'{words}{table}<div class="roc">{_figure("roc", drawn, record)}</div>')
 
 
 def _attack_row(attack: facts.Attack, rates: list[str]) -> str:
@@ -137,22 +128,3 @@ def _figure(name: str, drawn: dict[str, str], record: RunRecord) -> str:
     always, if_private = CAPTIONS[name]
     caption = always + (if_private if record.private else "")
     return f"<figure>{drawn[name]}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
-
-
-def _column(title: str, body: str) -> str:
-    return f"<div><h3>{escape(title)}</h3>{body}</div>" if body else ""
-
-
-def _facts(rows: list[facts.Row]) -> str:
-    if not rows:
-        return ""
-    cells = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
-    return f'<dl class="facts">{cells}</dl>'
-
-
-def _list(entries: list[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(entry)}</li>" for entry in entries) + "</ul>" if entries else ""

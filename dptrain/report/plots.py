@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from dptrain.report.drawing import BLUE, GREY, LINES, STYLE, VERMILION, new_figure, svg_text
 from dptrain.report.facts import NAMES
 from dptrain.report.phrases import epsilon_up, is_number, printable, rate, small
 from dptrain.report.record import RunRecord
@@ -17,31 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette: distinct with every common kind of colour vision.
-BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#5f6b76"
-LINES = [(VERMILION, "-"), (BLUE, "--"), (GREEN, "-."), (PURPLE, ":")]
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "dptrain",
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": "#1b2733",
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": "#1b2733",
-    "ytick.labelcolor": "#1b2733",
-    "grid.color": "#e3e8ec",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "lines.linewidth": 2.0,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-}
-WIDTH = 5.2  # inches; the page scales the figure, and this keeps its text legible from 360 to 560 pixels
-NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 ROC_FLOOR = 1e-4
 
 
@@ -54,7 +26,7 @@ def figures(record: RunRecord) -> dict[str, str]:
 
     with mpl.rc_context(STYLE):
         made = {"progress": _progress(record), "tradeoff": _tradeoff(record), "roc": _roc(record)}
-        return {name: _svg(name, *drawn) for name, drawn in made.items() if drawn is not None}
+        return {name: svg_text(name, *drawn) for name, drawn in made.items() if drawn is not None}
 
 
 def allowed_region(epsilon: float, delta: float, fpr: list[float]) -> tuple[list[float], list[float]]:
@@ -88,7 +60,7 @@ def _progress(record: RunRecord) -> tuple[Figure, str] | None:
         return None
     steps, values = record.series(name)
     spent_steps, spent = record.series("epsilon") if record.private else ([], [])
-    figure = _figure(3.7 if spent else 2.6)
+    figure = new_figure(3.7 if spent else 2.6)
     axes = figure.subplots(2 if spent else 1, 1, sharex=True, squeeze=False)[:, 0]
     axes[0].plot(steps, values, color=BLUE, marker="o", markersize=3.5)
     _axis_of_score(axes[0], name)
@@ -115,7 +87,7 @@ def _tradeoff(record: RunRecord) -> tuple[Figure, str] | None:
     lines = [m for m in record.metrics if is_number(m.get("epsilon")) and is_number(m.get(name))]
     if len(lines) < 2:
         return None
-    figure = _figure(3.7)
+    figure = new_figure(3.7)
     axes = figure.subplots()
     axes.plot([m["epsilon"] for m in lines], [m[name] for m in lines], color=BLUE, marker="o", markersize=3.5)
     axes.plot(lines[-1]["epsilon"], lines[-1][name], color=VERMILION, marker="o", markersize=8, linestyle="none")
@@ -135,7 +107,7 @@ def _roc(record: RunRecord) -> tuple[Figure, str] | None:
     if not curves:
         return None
     floor = _floor(record)
-    figure = _figure(4.5)
+    figure = new_figure(4.5)
     axes = figure.subplots()
     grid = [floor * (1.0 / floor) ** (i / 200) for i in range(201)]
     epsilon, delta = record.audit.get("epsilon_claimed"), record.audit.get("delta")
@@ -190,25 +162,3 @@ def _axis_of_score(axes: Axes, name: str) -> None:
 
 def _label(name: str) -> str:
     return NAMES.get(name, name)
-
-
-def _figure(height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
-
-
-def _svg(name: str, figure: Figure, title: str) -> str:
-    """The figure's SVG element alone, its ids made unique to the figure, with a title for screen readers."""
-    buffer = io.StringIO()
-    with warnings.catch_warnings():
-        # Names may be in any script; text stays text, and the reader's browser has the glyph.
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
-        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(id="|href="#|url\(#)', lambda found: f"{found[1]}{name}-", text)
-    head, body = text.split(">", 1)
-    head = re.sub(r' (width|height)="[^"]*"', "", head)  # the page gives the size, the view box the shape
-    return f'{head} role="img" aria-label="{escape(title)}">{body.strip()}'
