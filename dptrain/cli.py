@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "dry run: noise, steps, epsilon, cost; reads no private row",
     "audit": "membership-inference check of a finished run",
     "report": "one page of a finished run, and its summary",
+    "budget": "the budget account of a data set: show, create, limit, freeze, forecast, export, verify",
     "configs": "list and copy the shipped configs",
     "completion": 'shell completion: eval "$(dptrain completion bash)"',
 }

@@ -9,40 +9,13 @@ This module imports neither torch nor hydra nor mlflow.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dptrain.errors import ConfigError, suggest
-
-
-def _number(
-    name: str,
-    value: float | None,
-    *,
-    low: float,
-    high: float = math.inf,
-    low_open: bool = False,
-    high_open: bool = False,
-    remedy: str = "",
-) -> None:
-    """Refuses a number outside its range, NaN and infinities included. None passes (not set)."""
-    if value is None:
-        return
-    bracket = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open or math.isinf(high) else ']'}"
-    below = value <= low if low_open else value < low
-    above = value >= high if high_open else value > high
-    if math.isnan(value) or math.isinf(value) or below or above:
-        raise ConfigError(
-            name, value, f"must be a finite number in {bracket}", remedy or "choose a value in that range"
-        )
-
-
-def _choice(name: str, value: str, allowed: Iterable[str]) -> None:
-    allowed = list(allowed)
-    if value not in allowed:
-        raise ConfigError(name, value, "is not one of " + ", ".join(allowed), suggest(value, allowed))
+from dptrain.config_budget import BudgetConfig
+from dptrain.errors import ConfigError
+from dptrain.ranges import choice as _choice
+from dptrain.ranges import number as _number
 
 
 @dataclass
@@ -384,5 +357,11 @@ class ReportConfig:
         _choice("tier", self.tier, ["internal", "public"])
 
 
-ROOTS: dict[str, type] = {"train": TrainConfig, "plan": TrainConfig, "audit": AuditConfig, "report": ReportConfig}
+ROOTS: dict[str, type] = {
+    "train": TrainConfig,
+    "plan": TrainConfig,
+    "audit": AuditConfig,
+    "report": ReportConfig,
+    "budget": BudgetConfig,
+}
 """Command -> root dataclass."""

@@ -27,6 +27,8 @@ FLOOR = {
     "report": 2,
     "privacy": 1,
     "config": 0,
+    "config_budget": 0,
+    "ranges": 0,
     "errors": 0,
     "registry": 0,
     "distributed": 0,

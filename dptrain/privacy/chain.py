@@ -12,11 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from dptrain.errors import BudgetRefused, ConfigError
+from dptrain.errors import BudgetRefused, ConfigError, DptrainError
 from dptrain.signing import Signer, canonical, signature_holds
+
+if TYPE_CHECKING:
+    from dptrain.privacy.ledger import Ledger
 
 HEAD_SCHEMA = "dptrain.ledger.head/1"
 START = "0" * 64
@@ -96,8 +99,8 @@ def row_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_row(expected: int, previous: str, sequence: int, text: str, written_hash: str) -> dict[str, Any]:
-    """One row, checked against its own hash and its place in the chain.
+def read_row(expected: int, previous: str | None, sequence: int, text: str, written_hash: str) -> dict[str, Any]:
+    """One row, checked against its own hash and its place in the chain (``previous`` None: the row before is gone).
 
     Raises:
         LedgerBroken: naming the row that was edited, is missing, or stands in another's place.
@@ -113,7 +116,7 @@ def read_row(expected: int, previous: str, sequence: int, text: str, written_has
         raise LedgerBroken(sequence, "is not a row of this ledger") from error
     if named != sequence:
         raise LedgerBroken(sequence, f"holds the content of row {named}: rows were put in another order")
-    if before != previous:
+    if previous is not None and before != previous:
         raise LedgerBroken(max(sequence - 1, 1), f"was replaced: row {sequence} was chained to another")
     return body
 
@@ -136,3 +139,100 @@ def check_end(head: Head, last: int, last_hash: str) -> None:
         raise LedgerBroken(head.sequence + 1, "was added behind the signed head")
     if last_hash != head.hash:
         raise LedgerBroken(last, "was replaced: the signed head names another hash")
+
+
+@dataclass
+class Verdict:
+    """What ``verify_chain`` found."""
+
+    ledger_id: str
+    rows: int
+    head: Head | None
+    problems: list[str] = field(default_factory=list)
+    """Each names its row."""
+    notes: list[str] = field(default_factory=list)
+    """Odd, and harmless: a clock set back."""
+    rollback: str = "unknown"
+    """``unknown`` without an outside head, ``found``, or ``none up to row N``, the newest an outside head names."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing contradicts the ledger."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"holds": self.holds}
+
+
+def verify_chain(ledger: Ledger, heads: Iterable[dict[str, Any]] = ()) -> Verdict:
+    """Reads the whole ledger and says what contradicts it: hashes, places, signature, prices, limits, outside heads.
+
+    Args:
+        ledger: as ``open_ledger(..., check=False)`` gives it.
+        heads: heads from elsewhere (statements, MLflow): {"ledger_id", "sequence", "hash"}; the head remembered in the
+            user's own room is added.
+    """
+    from dptrain.privacy.ledger_replay import faults_of_meaning
+
+    store = ledger.store
+    hashes: dict[int, str] = {}
+    bodies: list[dict[str, Any]] = []
+    with store.read() as connection:
+        head = store.head(connection)
+        verdict = Verdict(head.ledger_id if head else "", 0, head)
+        previous: str | None = START
+        expected = 1
+        for sequence, text, written_hash in store.rows(connection):
+            if sequence > expected:
+                verdict.problems += [
+                    f"row {number}: is missing" for number in range(expected, min(sequence, expected + 9))
+                ]
+                previous = None
+            try:
+                bodies.append(read_row(sequence, previous, sequence, text, written_hash))
+            except LedgerBroken as broken:
+                verdict.problems.append(f"row {broken.row}: {broken.what}")
+            hashes[sequence] = previous = written_hash
+            expected = sequence + 1
+    verdict.rows = len(hashes)
+    if head is None:
+        verdict.problems.append("head: is missing")
+        return verdict
+    try:
+        head.check(ledger.log.trusted())
+        check_end(head, expected - 1, previous or "")
+    except LedgerBroken as broken:
+        verdict.problems.append(f"{'row ' if isinstance(broken.row, int) else ''}{broken.row}: {broken.what}")
+    except DptrainError as error:
+        verdict.problems.append(f"head: {error}")
+    if not verdict.problems:
+        problems, verdict.notes = faults_of_meaning(bodies)
+        verdict.problems += problems
+    _compare_heads(verdict, hashes, list(heads))
+    return verdict
+
+
+def _compare_heads(verdict: Verdict, hashes: dict[int, str], heads: list[dict[str, Any]]) -> None:
+    from dptrain.privacy import witness
+
+    try:
+        known = witness.recall(verdict.ledger_id)
+    except ConfigError as error:
+        verdict.notes.append(str(error))
+        known = None
+    if known is not None:
+        heads = [*heads, known.to_json()]
+    newest = 0
+    for outside in heads:
+        if outside.get("ledger_id") != verdict.ledger_id:
+            verdict.notes.append(f"a head of ledger {outside.get('ledger_id')} says nothing about this one")
+            continue
+        sequence = int(outside["sequence"])
+        if hashes.get(sequence) != outside["hash"]:
+            verdict.rollback = "found"
+            what = "is missing" if sequence not in hashes else "is another"
+            verdict.problems.append(f"row {sequence}: {what}: an outside head names it, so an older copy was restored")
+        newest = max(newest, sequence)
+    if newest and verdict.rollback != "found":
+        verdict.rollback = f"none up to row {newest}"

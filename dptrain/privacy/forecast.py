@@ -1,0 +1,88 @@
+"""What still fits: how many more runs of a size an account admits, and the largest single one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from dptrain.privacy import accounting, calibrate
+from dptrain.privacy.accounting import Event
+from dptrain.privacy.ledger import Ledger
+from dptrain.privacy.ledger_state import Account, State
+from dptrain.privacy.privacy_filter import fits, step_price
+
+SIZES = (0.5, 1.0, 2.0, 4.0)
+"""Runs asked about where no size is named."""
+MOST = 100_000
+
+
+def forecast(
+    ledger: Ledger, account_name: str, sizes: list[float], sampling_rate: float | None, steps: int | None
+) -> dict[str, Any]:
+    """Plain data: for each size, how many runs fit; and the epsilon of the largest single run that does.
+
+    A size is the run's own planned epsilon at the account's delta; its noise is solved for, given its sampling rate
+    and length. Two runs of one size weigh differently in the filter when these differ, so both are named.
+
+    Args:
+        sizes: epsilons; empty for 0.5, 1, 2 and 4.
+        sampling_rate, steps: shape of the runs; None for that of the newest run, else 0.01 and 1,000.
+    """
+    account = ledger.account(account_name)
+    found_rate, found_steps = _newest_shape(ledger.state, account)
+    rate, length = sampling_rate or found_rate, steps or found_steps
+
+    def admits(sigma: float, runs: int) -> bool:
+        price = step_price(accounting.poisson_sampled(rate, accounting.gaussian(sigma)), orders)
+        return fits(account.rules, account.with_more(price, length * runs), account.epsilon)
+
+    orders = [rule.order for rule in account.rules]
+    rows = []
+    for size in sizes or [size for size in SIZES if size <= account.epsilon]:
+        sigma = calibrate.noise_multiplier_for(size, account.delta, rate, length, "zero_out")
+        rows.append({"epsilon": size, "noise_multiplier": sigma, "runs": _most(lambda n, s=sigma: admits(s, n))})
+    return {
+        "account": account.name,
+        "limit": {"epsilon": account.epsilon, "delta": account.delta},
+        "spent": account.value,
+        "frozen": account.frozen is not None,
+        "shape": {"sampling_rate": rate, "steps": length},
+        "fits": rows,
+        "largest": _largest(lambda sigma: admits(sigma, 1), rate, length, account.delta),
+    }
+
+
+def _newest_shape(state: State, account: Account) -> tuple[float, int]:
+    for number in reversed(account.entries):
+        match state.entries[number].event:
+            case {"type": "self_composed", "count": steps, "event": {"type": "poisson_sampled", "sampling_rate": rate}}:
+                return float(rate), int(steps)
+    return 0.01, 1000
+
+
+def _most(admitted: Callable[[int], bool]) -> int:
+    """The largest number that is admitted, at most 100,000: what fits n times fits fewer times as well."""
+    if not admitted(1):
+        return 0
+    low, high = 1, 2
+    while high <= MOST and admitted(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if admitted(middle) else (low, middle)
+    return min(low, MOST)
+
+
+def _largest(admitted: Callable[[float], bool], rate: float, steps: int, delta: float) -> float | None:
+    """Epsilon of the run with the least noise (to 1 %) that is admitted; None where a multiplier of 1,000 is not."""
+    low, high = math.log(0.3), math.log(1000.0)
+    if not admitted(math.exp(high)):
+        return None
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (low, middle) if admitted(math.exp(middle)) else (middle, high)
+    event: Event = accounting.self_composed(
+        steps, accounting.poisson_sampled(rate, accounting.gaussian(math.exp(high)))
+    )
+    return accounting.epsilon(event, delta, interval=accounting.COARSE)
