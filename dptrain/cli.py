@@ -23,6 +23,7 @@ COMMANDS = {
     "audit": "membership-inference check of a finished run",
     "report": "one page of a finished run, and its summary",
     "budget": "the budget account of a data set: show, create, limit, freeze, forecast, export, verify",
+    "compare": "runs side by side: epsilon, spend, accuracy, cost, and a plot",
     "configs": "list and copy the shipped configs",
     "completion": 'shell completion: eval "$(dptrain completion bash)"',
 }

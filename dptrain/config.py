@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dptrain.config_budget import BudgetConfig
+from dptrain.config_compare import CompareConfig
 from dptrain.errors import ConfigError
 from dptrain.ranges import choice as _choice
 from dptrain.ranges import number as _number
@@ -363,5 +364,6 @@ ROOTS: dict[str, type] = {
     "audit": AuditConfig,
     "report": ReportConfig,
     "budget": BudgetConfig,
+    "compare": CompareConfig,
 }
 """Command -> root dataclass."""

@@ -28,6 +28,7 @@ FLOOR = {
     "privacy": 1,
     "config": 0,
     "config_budget": 0,
+    "config_compare": 0,
     "ranges": 0,
     "errors": 0,
     "registry": 0,

@@ -68,12 +68,18 @@ def no_promise(record: RunRecord) -> str | None:
     return "No privacy promise. This model may reveal anything about the rows it was trained on."
 
 
-def headline(record: RunRecord) -> Row | None:
-    """Name and value of the metric that says how good the model is."""
+def headline_name(record: RunRecord) -> str | None:
+    """The metric that says how good the model is."""
     for name in ("test_accuracy", "test_mae", *sorted(record.final)):
         if name.startswith("test_") and is_number(record.final.get(name)):
-            return metric(name, record.final[name])
+            return name
     return None
+
+
+def headline(record: RunRecord) -> Row | None:
+    """Name and value of that metric, for people."""
+    name = headline_name(record)
+    return None if name is None else metric(name, record.final[name])
 
 
 def metric(name: str, value: Any) -> Row:

@@ -1,9 +1,9 @@
-"""The page's style sheet: one column on a phone, two on a desk, black on white on paper."""
+"""The page's style sheet: one column on a phone, two on a desk, dark where the reader's screen is, white on paper."""
 
 from __future__ import annotations
 
 CSS = """
-:root { --ink: #16212b; --soft: #55636f; --line: #dde3e8; --paper: #ffffff; --wash: #f4f6f8;
+:root { color-scheme: light dark; --ink: #16212b; --soft: #55636f; --line: #dde3e8; --paper: #ffffff; --wash: #f4f6f8;
   --blue: #005a8e; --alarm: #a3310a; --alarm-wash: #fdeee7; }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -61,6 +61,11 @@ td.refused { color: var(--soft); font-size: 14px; }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; max-width: 600px; margin: 0 auto; }
 figure svg text { font-family: inherit !important; }
+figure.large svg { max-width: 760px; }
+table.wide { margin-top: 16px; }
+table.wide th, table.wide td { padding-right: 14px; }
+table.wide td:nth-child(2) { overflow-wrap: anywhere; min-width: 7em; }
+.scroll { overflow-x: auto; }
 figcaption { color: var(--soft); font-size: 14px; line-height: 1.45; margin-top: 6px; }
 footer { color: var(--soft); font-size: 14px; padding: 0 4px; }
 @media (max-width: 600px) {
@@ -73,14 +78,21 @@ footer { color: var(--soft); font-size: 14px; padding: 0 4px; }
   .card.alarm .value { font-size: 21px; }
   .card .note { grid-column: 1 / -1; }
   .roc figure { grid-template-columns: 1fr; }
-  table.attacks, table.attacks tbody, table.attacks tr, table.attacks td { display: block; }
-  table.attacks thead { display: none; }
-  table.attacks tr { border-bottom: 1px solid var(--line); padding: 8px 0; }
-  table.attacks td { border: 0; padding: 2px 0; }
-  table.attacks td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); }
-  table.attacks td:first-child { font-weight: 650; }
+  .attacks, .attacks tbody, .attacks tr, .attacks td { display: block; }
+  .wide, .wide tbody, .wide tr, .wide td { display: block; }
+  .attacks thead, .wide thead { display: none; }
+  .attacks tr, .wide tr { border-bottom: 1px solid var(--line); padding: 8px 0; }
+  .attacks td, .wide td, table.wide td { border: 0; padding: 2px 0; }
+  td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); font-weight: 400; }
+  .attacks td:first-child { font-weight: 650; }
+}
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e6edf3; --soft: #a3b1bd; --line: #33404c; --paper: #17202a; --wash: #0e151c;
+  --blue: #6cb6ec; --alarm: #ff9a70; --alarm-wash: #3a1d12; }
+  figure svg { background: #fff; border-radius: 8px; padding: 10px; }
 }
 @media print {
+  :root { color-scheme: light; }
   body { background: #fff; font-size: 11pt; }
   main { max-width: none; padding: 0; }
   section, .card { border-color: #bbb; break-inside: avoid; }

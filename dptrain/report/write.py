@@ -1,10 +1,17 @@
-"""From a run folder to a report: the three functions a recipe calls."""
+"""From run folders to reports and comparisons: the functions a recipe calls."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from dptrain.errors import ConfigError
+from dptrain.report.brief import brief
+from dptrain.report.compare import Comparison, comparison
+from dptrain.report.compare_page import render_comparison_page
+from dptrain.report.find_runs import find_runs
 from dptrain.report.html import render_html
+from dptrain.report.pareto import pareto_svg, write_png
 from dptrain.report.plots import figures
 from dptrain.report.record import read_record
 from dptrain.report.text import render_text
@@ -36,4 +43,37 @@ def write_figures(folder: RunFolder, tier: str, into: Path) -> list[Path]:
         path = into / f"{name}.svg"
         write_text(path, svg + "\n")
         paths.append(path)
+    return paths
+
+
+def read_comparison(wanted: Sequence[str], tier: str) -> Comparison:
+    """The runs that ``wanted`` names, side by side as plain data.
+
+    Raises:
+        ConfigError: a run is missing, unfinished or named twice, or the tier is unknown.
+    """
+    found = find_runs(wanted)
+    briefs = [brief(read_record(folder, tier), folder.path) for folder in found.runs]
+    return comparison(briefs, tier, found.left_out)
+
+
+def write_comparison(shown: Comparison, into: str) -> list[Path]:
+    """Writes ``compare.html`` (public tier: ``compare.public.html``) and each figure as SVG and PNG beside it."""
+    folder = Path(into).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("into", into, f"cannot be made ({error.strerror})", "name another folder") from error
+    ending = "" if shown["tier"] == "internal" else ".public"
+    page = folder / f"compare{ending}.html"
+    write_text(page, render_comparison_page(shown))
+    paths = [page]
+    for number, panel in enumerate(shown["panels"], 1):
+        drawn = pareto_svg(panel)
+        if drawn is None:
+            continue
+        stem = f"pareto{'' if number == 1 else number}{ending}"
+        write_text(folder / f"{stem}.svg", drawn + "\n")
+        write_png(panel, folder / f"{stem}.png")
+        paths += [folder / f"{stem}.svg", folder / f"{stem}.png"]
     return paths
