@@ -20,6 +20,8 @@ the sampled Gaussian). Several orders at once, and the value as a claim, are pro
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,22 +131,41 @@ def step_price(step: Event, orders: Sequence[float]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _price(text: str, orders: tuple[float, ...]) -> tuple[int, ...]:
-    import json
+    event = json.loads(text)
+    whole = {float(neighbour) for order in orders for neighbour in (math.floor(order), math.ceil(order))}
+    grid = {*orders, *whole} - {1.0}
+    if event["type"] not in ("gaussian", "poisson_sampled"):
+        grid |= {float(order) for order in _FINE_ORDERS}  # the price of a selection at one order looks at the others
+    found = _divergences(event, sorted(grid))
+    return tuple(_rounded(min(found[order], _between(found, order))) for order in orders)
 
+
+def _divergences(event: Event, orders: list[float]) -> dict[float, float]:
     import dp_accounting as dp
     from dp_accounting.rdp import RdpAccountant
 
-    event = json.loads(text)
-    # All orders come along: the price of a selection at one order is a minimum over the others.
-    simple = event["type"] in ("gaussian", "poisson_sampled")
-    grid = sorted({*orders} if simple else {*orders, *(float(order) for order in _FINE_ORDERS)})
-    accountant = RdpAccountant(orders=grid, neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
+    accountant = RdpAccountant(orders=orders, neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
+    log = logging.getLogger("absl")
+    was, log.disabled = log.disabled, True  # a series that does not converge is infinite here, and that is enough said
     try:
         accountant.compose(to_dp_event(event))
     except (dp.UnsupportedEventError, NotImplementedError, ValueError) as error:
-        raise ConfigError("event", text[:80], "has no price in Renyi divergence", "use the plan's own event") from error
-    prices = dict(zip(grid, accountant._rdp, strict=True))
-    return tuple(_rounded(float(prices[order])) for order in orders)
+        shown = canonical(event).decode()[:80]
+        raise ConfigError("event", shown, "has no price in Renyi divergence", "use the plan's own event") from error
+    finally:
+        log.disabled = was
+    values = (float(x) for x in accountant._rdp)
+    return {order: math.inf if math.isnan(x) else x for order, x in zip(orders, values, strict=True)}
+
+
+def _between(found: dict[float, float], order: float) -> float:
+    """A bound from the whole orders on either side: (a - 1) times the divergence is convex in a, and 0 at a = 1
+    (the logarithm of a moment is convex in its exponent, by Hoelder). dp-accounting's series may not converge there."""
+    low, high = math.floor(order), math.ceil(order)
+    if low == high:
+        return found[order]
+    below = (low - 1) * found[float(low)] if low > 1 else 0.0
+    return ((high - order) * below + (order - low) * (high - 1) * found[float(high)]) / (order - 1)
 
 
 def _rounded(divergence: float) -> int:
