@@ -16,6 +16,7 @@ from dptrain.config_budget import BudgetConfig
 from dptrain.config_compare import CompareConfig
 from dptrain.errors import ConfigError
 from dptrain.ranges import choice as _choice
+from dptrain.ranges import no_password
 from dptrain.ranges import number as _number
 
 
@@ -347,8 +348,16 @@ class AuditConfig:
 class ReportConfig:
     """Root of ``dptrain report``."""
 
-    run: str = "???"
-    """Folder of a finished run."""
+    run: str | None = None
+    """Folder of a finished run. Give this or ``dataset``."""
+    dataset: str | None = None
+    """Name of a budget account: the page of everything that was spent on these people."""
+    runs: str = "runs"
+    """With dataset: folder that the account's runs lie in."""
+    ledger_uri: str | None = None
+    """With dataset: the ledger; null (``ledger.db`` in DPTRAIN_HOME), ``sqlite:///FILE`` or ``postgresql+psycopg://...``."""
+    into: str | None = None
+    """With dataset: the page; null for ``budget-NAME.html`` here."""
     tracking_uri: str | None = None
     """Server to copy the page to; a server that only the run folder names is not spoken to."""
     tier: str = "internal"
@@ -356,6 +365,13 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         _choice("tier", self.tier, ["internal", "public"])
+        no_password("ledger_uri", self.ledger_uri)
+        if self.run is None and self.dataset is None:
+            raise ConfigError("run", None, "is needed", "give run=runs/RUN, or dataset=NAME for a budget account")
+        if self.dataset is not None and self.run is not None:
+            raise ConfigError("dataset", self.dataset, "run is set too", "ask for one page at a time")
+        if self.dataset is not None and self.tier == "public":
+            raise ConfigError("tier", self.tier, "an account's page is internal", "leave tier out")
 
 
 ROOTS: dict[str, type] = {

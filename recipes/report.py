@@ -1,6 +1,7 @@
-"""One page of a finished run: what was promised, what it cost, what an attack found.
+"""One page of a finished run: what was promised, what it cost, what an attack found. Or one of a budget account.
 
 dptrain report run=runs/RUN
+dptrain report dataset=NAME
 python recipes/report.py run=runs/RUN tier=public
 """
 
@@ -15,20 +16,38 @@ from dptrain.launch import launch
 
 
 def run(config: ReportConfig) -> dict[str, Any]:
-    """Writes report.html (or report.public.html), prints the table and the six-line summary."""
+    """Writes report.html (or report.public.html), prints the table and the six-line summary.
+
+    With ``dataset``: the page of that budget account, and its numbers in a few lines.
+    """
+    return of_account(config) if config.dataset is not None else of_run(config, str(config.run))
+
+
+def of_run(config: ReportConfig, run: str) -> dict[str, Any]:
+    """The page of one run."""
     from dptrain.report.summary import six_lines
     from dptrain.report.write import report_text, write_figures, write_report
     from dptrain.run_folder import open_run
     from dptrain.tracking.attach import attach_files
     from dptrain.tracking.console import summary
 
-    folder = open_run(config.run)
+    folder = open_run(run)
     print(report_text(folder, config.tier))
     page = write_report(folder, config.tier)
     public = write_report(folder, "public")
     attach_files(folder, [public, *write_figures(folder, "public", folder.figures)], config.tracking_uri)
     print()
     summary(six_lines(folder, config.tier))
+    return {"page": str(page)}
+
+
+def of_account(config: ReportConfig) -> dict[str, Any]:
+    """The page of one budget account."""
+    from dptrain.report.write import write_budget
+    from dptrain.tracking.console import summary
+
+    page, lines = write_budget(config.ledger_uri, str(config.dataset), config.runs, config.into)
+    summary(lines)
     return {"page": str(page)}
 
 

@@ -65,7 +65,20 @@ figure.large svg { max-width: 760px; }
 table.wide { margin-top: 16px; }
 table.wide th, table.wide td { padding-right: 14px; }
 table.wide td:nth-child(2) { overflow-wrap: anywhere; min-width: 7em; }
-.scroll { overflow-x: auto; }
+.gauge { position: relative; display: flex; height: 34px; border-radius: 6px; background: var(--line);
+  margin-top: 4px; }
+.gauge span { border-right: 1px solid var(--paper); }
+.gauge span:first-child { border-radius: 6px 0 0 6px; }
+.gauge b { position: absolute; top: -5px; bottom: -5px; width: 3px; margin-left: -3px; background: var(--ink); }
+p.limit { text-align: right; max-width: none; margin: 6px 0 0; font-size: 14px; }
+ul.key { list-style: none; padding: 0; margin: 0 0 22px; display: flex; flex-wrap: wrap; gap: 2px 22px; }
+.key i { display: inline-block; width: 13px; height: 13px; border-radius: 3px; margin-right: 7px;
+  background: var(--line); vertical-align: -1px; }
+details { margin-top: 14px; }
+summary { cursor: pointer; color: var(--blue); font-size: 15px; padding: 4px 0; }
+.models td { border-bottom: 0; }
+.models .said td { border-bottom: 1px solid var(--line); color: var(--soft); font-size: 14px; padding-top: 0; }
+.models .alarm td { color: var(--alarm); font-weight: 650; }
 figcaption { color: var(--soft); font-size: 14px; line-height: 1.45; margin-top: 6px; }
 footer { color: var(--soft); font-size: 14px; padding: 0 4px; }
 @media (max-width: 600px) {
@@ -84,6 +97,7 @@ footer { color: var(--soft); font-size: 14px; padding: 0 4px; }
   .attacks tr, .wide tr { border-bottom: 1px solid var(--line); padding: 8px 0; }
   .attacks td, .wide td, table.wide td { border: 0; padding: 2px 0; }
   td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); font-weight: 400; }
+  table.models tr { border-bottom: 0; padding: 8px 0 0; }
   .attacks td:first-child { font-weight: 650; }
 }
 @media screen and (prefers-color-scheme: dark) {
@@ -96,7 +110,7 @@ footer { color: var(--soft); font-size: 14px; padding: 0 4px; }
   body { background: #fff; font-size: 11pt; }
   main { max-width: none; padding: 0; }
   section, .card { border-color: #bbb; break-inside: avoid; }
-  .banner { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+  .banner, .gauge, .key { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   figure svg { max-width: 12cm; }
 }
 """

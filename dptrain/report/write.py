@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dptrain.errors import ConfigError
+from dptrain.report import budget_facts
 from dptrain.report.brief import brief
+from dptrain.report.budget_page import render_budget_page
+from dptrain.report.budget_read import read_budget
 from dptrain.report.compare import Comparison, comparison
 from dptrain.report.compare_page import render_comparison_page
 from dptrain.report.find_runs import find_runs
@@ -77,3 +80,24 @@ def write_comparison(shown: Comparison, into: str) -> list[Path]:
         write_png(panel, folder / f"{stem}.png")
         paths += [folder / f"{stem}.svg", folder / f"{stem}.png"]
     return paths
+
+
+def write_budget(uri: str | None, name: str, runs: str, into: str | None) -> tuple[Path, list[tuple[str, str]]]:
+    """Writes the page of an account; returns it and the lines that a terminal shows.
+
+    Args:
+        uri: the ledger; None for the user's own.
+        name: the account.
+        runs: folder that the account's runs lie in; those not found there are named on the page.
+        into: the page; None for ``budget-NAME.html`` in the working directory.
+
+    Raises:
+        ConfigError: no such ledger or account.
+        LedgerBroken: the ledger contradicts itself (exit code 3).
+    """
+    summary, known = read_budget(uri, name, Path(runs).expanduser())
+    path = Path(into).expanduser() if into else Path(f"budget-{name}.html")
+    write_text(path, render_budget_page(summary, known))
+    lines = [(card.label.lower(), f"{card.value} ({card.note})") for card in budget_facts.cards(summary, known)]
+    chain = dict(budget_facts.chain(summary)).get("Chain", "")
+    return path, [("account", budget_facts.story(summary)), *lines, ("chain", chain), ("page", str(path))]
