@@ -67,7 +67,7 @@ def compose_epsilon(parts: Iterable[tuple[Event, int]], delta: float, interval: 
 
 
 def _interval(groups: dict[tuple[float, float], int], delta: float) -> float:
-    """Rounding adds at most about ``0.4 h^2 steps`` to epsilon (measured): the widest cell h that keeps to ``ROUNDING``."""
+    """The widest cell h that keeps to ``ROUNDING``: rounding adds at most about ``0.4 h^2 steps`` (measured)."""
     totals = [0.0] * len(_ORDERS)
     for (rate, sigma), count in groups.items():
         prices = step_price(accounting.poisson_sampled(rate, accounting.gaussian(sigma)), _ORDERS)

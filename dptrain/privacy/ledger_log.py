@@ -166,8 +166,6 @@ class LedgerLog:
         if self.store.row_hash(connection, known.sequence) == known.hash:
             return
         if known.sequence > self.state.sequence:
-            problem = (
-                f"is missing: it was seen here, so an older copy of the ledger was restored (row {known.sequence})"
-            )
+            problem = f"is missing: row {known.sequence} was seen here, so an older copy was restored"
             raise LedgerBroken(self.state.sequence + 1, problem)
         raise LedgerBroken(known.sequence, "is not the row that was seen here: an older copy went its own way")

@@ -6,6 +6,7 @@ import hashlib
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,8 @@ def ledger() -> Ledger:
     return opened
 
 
-def admit(ledger: Ledger, run_id: str = "r1", purpose: str = "final", **more: object) -> Reservation:
-    shared: dict = {"event": EVENT, "run_id": run_id, "purpose": purpose, "delta": 1e-5, "epsilon": 1.3}
+def admit(ledger: Ledger, run_id: str = "r1", purpose: str = "final", **more: Any) -> Reservation:
+    shared: dict[str, Any] = {"event": EVENT, "run_id": run_id, "purpose": purpose, "delta": 1e-5, "epsilon": 1.3}
     return ledger.reserve("adult", **(shared | more))
 
 
