@@ -5,6 +5,7 @@ Nothing here is escaped; whoever renders must do so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from dptrain.report.phrases import (
     small,
 )
 from dptrain.report.record import FROM_PRIVATE_ROWS, RunRecord
+from dptrain.report.tradeoff import SOURCES, readings, tradeoff_of
 
 Row = tuple[str, str]
 
@@ -186,6 +188,20 @@ def epsilon_table(record: RunRecord) -> list[Row]:
     """One guarantee read at several δ: (δ, ε)."""
     entries = record.get("statement.guarantee.epsilon_at") or []
     return [(small(e.get("delta")), epsilon_up(e.get("epsilon"))) for e in entries if isinstance(e, dict)]
+
+
+def limits(record: RunRecord) -> list[Row]:
+    """What the promise leaves any attack: (false alarms, most members found)."""
+    curve = tradeoff_of(record)
+    if curve is None:
+        return []
+    return [(rate(alpha), percent(math.ceil(1000 * found) / 1000)) for alpha, found in readings(curve)]
+
+
+def limits_source(record: RunRecord) -> str:
+    """Where the trade-off curve comes from."""
+    curve = tradeoff_of(record)
+    return f"The curve is {SOURCES[curve.source]}." if curve else ""
 
 
 def level(record: RunRecord) -> str:

@@ -13,6 +13,10 @@ from dptrain.report.record import RunRecord
 CAPTIONS = {
     "progress": ("Measured on public rows while training.", " ε is what had been spent when the score was measured."),
     "tradeoff": ("", "What each unit of privacy cost bought; the large dot is the finished model."),
+    "errors": (
+        "",
+        "No test of whether one unit took part comes to lie in the grey region, whoever makes it.",
+    ),
     "roc": (
         "Each curve is one attack: the further above the dashed line, the more members it finds.",
         " The shaded region is everything the promise allows; a curve surely outside it would contradict that.",
@@ -30,9 +34,10 @@ def render_html(record: RunRecord) -> str:
         _banner(record),
         _cards(record),
         _promise(record),
+        _limits(record, drawn),
+        _audit(record, drawn) if record.tier == "internal" else "",
         _cost(record),
         _course(record, drawn),
-        _audit(record, drawn) if record.tier == "internal" else "",
         section("The run", facts_list(facts.run_facts(record))),
     ]
     return page(f"{record.run_id}: privacy report", body)
@@ -93,6 +98,21 @@ def _course(record: RunRecord, drawn: dict[str, str]) -> str:
     shown = "".join(_figure(name, drawn, record) for name in ("progress", "tradeoff"))
     figures_ = f'<div class="two">{shown}</div>' if shown else ""
     return section("How good it is", figures_ + column("Finished model", facts_list(facts.final_metrics(record))))
+
+
+def _limits(record: RunRecord, drawn: dict[str, str]) -> str:
+    """The trade-off curve of the promise and a few points of it in words."""
+    if "errors" not in drawn:
+        return ""
+    rows = facts.limits(record)
+    cells = "".join(f"<tr><td>{escape(fpr)}</td><td>{escape(tpr)}</td></tr>" for fpr, tpr in rows)
+    head = "<thead><tr><th>False alarms</th><th>Members found, at most</th></tr></thead>"
+    words = f'<p class="by">{escape(facts.limits_source(record))}</p>'
+    table = f"<table>{head}<tbody>{cells}</tbody></table>"
+    return section(
+        "What anyone can find out, at most",
+        f'<div class="two">{_figure("errors", drawn, record)}<div>{table}{words}</div></div>',
+    )
 
 
 def _audit(record: RunRecord, drawn: dict[str, str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dptrain.report.drawing import BLUE, GREY, LINES, STYLE, VERMILION, new_figure, svg_text
 from dptrain.report.facts import NAMES
-from dptrain.report.phrases import epsilon_up, is_number, printable, rate, small
+from dptrain.report.phrases import epsilon_up, is_number, rate, small
 from dptrain.report.record import RunRecord
+from dptrain.report.roc_data import curve_of, legend_name
+from dptrain.report.tradeoff import draw_tradeoff, tradeoff_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +22,14 @@ ROC_FLOOR = 1e-4
 def figures(record: RunRecord) -> dict[str, str]:
     """Every figure the run has data for: name -> SVG text.
 
-    ``progress`` (score and ε over steps), ``tradeoff`` (score against ε), ``roc`` (attacks, internal tier only).
+    ``progress`` (score and ε over steps), ``tradeoff`` (score against ε), ``errors`` (the promise's trade-off
+    curve, in the internal tier with the attacks), ``roc`` (attacks, internal tier only).
     """
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE):
-        made = {"progress": _progress(record), "tradeoff": _tradeoff(record), "roc": _roc(record)}
+        made = {"progress": _progress(record), "tradeoff": _tradeoff(record)}
+        made |= {"errors": draw_tradeoff(record), "roc": _roc(record)}
         return {name: svg_text(name, *drawn) for name, drawn in made.items() if drawn is not None}
 
 
@@ -102,7 +106,7 @@ def _tradeoff(record: RunRecord) -> tuple[Figure, str] | None:
 
 def _roc(record: RunRecord) -> tuple[Figure, str] | None:
     """ROC of the attacks on log axes, over the region that the claim allows."""
-    curves = [(str(a.get("name")), *_curve(a)) for a in record.audit.get("attacks") or [] if isinstance(a, dict)]
+    curves = [(str(a.get("name")), *curve_of(a)) for a in record.audit.get("attacks") or [] if isinstance(a, dict)]
     curves = [(name, fpr, tpr) for name, fpr, tpr in curves if len(fpr) > 1]
     if not curves:
         return None
@@ -116,32 +120,25 @@ def _roc(record: RunRecord) -> tuple[Figure, str] | None:
         label = f"allowed by ε {epsilon_up(epsilon)}, δ {small(delta)}"
         axes.fill_between(grid, [max(x, floor) for x in low], high, color=BLUE, alpha=0.13, linewidth=0, label=label)
         axes.plot(grid, high, color=BLUE, linewidth=1.0, alpha=0.7)
+    curve = tradeoff_of(record)
+    if curve is not None:
+        best = [curve.found(rate) for rate in grid]
+        axes.plot(grid, best, color=BLUE, linewidth=1.6, label="allowed by the whole trade-off curve")
     axes.plot(grid, grid, color=GREY, linewidth=1.2, linestyle="--", label="guessing")
     for index, (name, fpr, tpr) in enumerate(curves):
         colour, dash = LINES[index % len(LINES)]
         shown = [(max(x, floor), max(y, floor)) for x, y in zip(fpr, tpr, strict=False)]
-        axes.plot(*zip(*shown, strict=True), color=colour, linestyle=dash, drawstyle="steps-post", label=_legend(name))
+        axes.plot(
+            *zip(*shown, strict=True), color=colour, linestyle=dash, drawstyle="steps-post", label=legend_name(name)
+        )
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1))
     ticks = [10.0**k for k in range(math.ceil(math.log10(floor) - 1e-9), 1)]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [rate(tick) for tick in ticks])
         axis.set_ticks([], minor=True)
     axes.set(xlabel="non-members called members (false positives)", ylabel="members found (true positives)")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure, "ROC of the attacks on log axes, over the region that the promise allows"
-
-
-def _curve(attack: dict[str, Any]) -> tuple[list[float], list[float]]:
-    roc = attack.get("roc")
-    roc = roc if isinstance(roc, dict) else {}
-    pairs = zip(roc.get("fpr") or [], roc.get("tpr") or [], strict=False)
-    kept = [(float(x), float(y)) for x, y in pairs if is_number(x) and is_number(y)]
-    return [x for x, _ in kept], [y for _, y in kept]
-
-
-def _legend(name: str) -> str:
-    """A name as a legend shows it: short, never read as a formula, never hidden."""
-    return printable(name)[:40].replace("$", r"\$").lstrip("_ ") or "attack"
 
 
 def _floor(record: RunRecord) -> float:

@@ -29,6 +29,8 @@ def render_text(record: RunRecord) -> str:
     lines += _section(
         "The same guarantee at other δ", _table([(f"δ = {d}", f"ε = {e}") for d, e in facts.epsilon_table(record)])
     )
+    limits = [(f"at {alarms} false alarms", f"at most {found} of members") for alarms, found in facts.limits(record)]
+    lines += _section("What anyone can find out, at most", _table(limits))
     lines += _section("Mind", _bullets(facts.cautions(record)))
     lines += _section("How good it is", _table(facts.final_metrics(record)))
     if record.tier == "internal":

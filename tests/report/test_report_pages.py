@@ -239,6 +239,6 @@ def test_a_damaged_file_is_one_line(make_run: MakeRun) -> None:
 def test_figures_are_files_of_their_own(make_run: MakeRun) -> None:
     folder = make_run()
     paths = write_figures(folder, "internal", folder.path / "figures")
-    assert sorted(path.name for path in paths) == ["progress.svg", "roc.svg", "tradeoff.svg"]
+    assert sorted(path.name for path in paths) == ["errors.svg", "progress.svg", "roc.svg", "tradeoff.svg"]
     for path in paths:
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"

@@ -18,7 +18,7 @@ from dptrain.run_folder import RunFolder, read_json, write_json, write_text
 @pytest.mark.parametrize("private", [True, False])
 def test_every_figure_is_valid_xml_that_refers_to_nothing_outside(make_run: Callable[..., RunFolder], private: bool):
     drawn = figures(read_record(make_run(private), "internal"))
-    assert set(drawn) == ({"progress", "tradeoff", "roc"} if private else {"progress", "roc"})
+    assert set(drawn) == ({"progress", "tradeoff", "errors", "roc"} if private else {"progress", "roc"})
     seen: set[str] = set()
     for svg in drawn.values():
         root = ElementTree.fromstring(svg)
@@ -40,7 +40,7 @@ def test_the_same_run_gives_the_same_bytes(make_run: Callable[..., RunFolder]) -
 
 
 def test_the_public_tier_draws_no_attack(make_run: Callable[..., RunFolder]) -> None:
-    assert set(figures(read_record(make_run(), "public"))) == {"progress", "tradeoff"}
+    assert set(figures(read_record(make_run(), "public"))) == {"progress", "tradeoff", "errors"}
 
 
 @pytest.mark.parametrize("name", ["$\\frac{", "<b>&amp;", "_hidden", "\x00\x1b[2J", "\ud800", "", "长" * 99])
@@ -68,7 +68,7 @@ def test_an_attack_without_a_curve_is_left_out(make_run: Callable[..., RunFolder
 def test_a_run_without_metrics_has_no_progress(make_run: Callable[..., RunFolder]) -> None:
     folder = make_run()
     write_text(folder.metrics, '{"step": 5, "test_accuracy": null, "public_loss": null, "epsilon": 1.0}\n{"torn')
-    assert set(figures(read_record(folder, "internal"))) == {"roc"}
+    assert set(figures(read_record(folder, "internal"))) == {"errors", "roc"}
 
 
 @given(st.floats(0, 1e4), st.floats(0, 1), st.floats(0, 1))
