@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     NOISE = 2
     NOISE_TIE = 3
     FAST_NOISE_SEED = 4
+    FAST_NOISE = 5
 
 
 class Keystream:

@@ -205,7 +205,7 @@ def main() -> None:
     print(f"device {device}, {platform.machine()}, torch {torch.__version__}, slack s = {SLACK}, seeds {given.seeds}\n")
     print("|engine|dtype|cases|contribution|change|coupling|error|worst error in|refused|")
     print("|---|---|---|---|---|---|---|---|---|")
-    for engine in ("vmap", "opacus", "loop"):
+    for engine in ("bookkeeping", "vmap", "opacus", "loop"):
         for dtype in (None, torch.bfloat16):
             worst, count, where, refused = Worst(), 0, "", set[str]()
             for case in cases(given.seeds):

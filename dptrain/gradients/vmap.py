@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from dptrain.data.batches import PhysicalBatch
-from dptrain.errors import ConfigError
 from dptrain.gradients.clip import add_clipped_rows, check_grid
 from dptrain.gradients.protocol import ClippingRule, RowLoss, UnitStats, trainable
+from dptrain.gradients.refusal import vmap_refusal
 from dptrain.registry import engines
 
 
@@ -49,7 +49,7 @@ class VmapEngine:
         try:
             grads, losses = self._per_row(moving, fixed, batch.inputs, batch.targets, batch.weight)
         except RuntimeError as error:
-            refusal = _refusal(error, self._autocast)
+            refusal = vmap_refusal(error, self.name, self._autocast)
             if refusal is None:
                 raise
             raise refusal from error
@@ -63,28 +63,6 @@ class VmapEngine:
             outputs = functional_call(self._module, (moving, fixed), (row[None],), tie_weights=True)
         loss = self._row_loss(outputs, target[None]).squeeze(0)
         return loss * weight.to(loss.dtype), loss.detach()
-
-
-def _refusal(error: RuntimeError, autocast: torch.dtype | None) -> ConfigError | None:
-    """The error to show when the model, not the machine, is what vmap stumbled over."""
-    text = str(error)
-    reason = text.strip().split(". ")[0].splitlines()[0][:200]
-    if autocast is not None and "expected scalar type" in text:
-        # torch 2.13: vmap's rule for LayerNorm's backward does not mix dtypes on a CPU.
-        return ConfigError(
-            "execution.dtype",
-            str(autocast).removeprefix("torch."),
-            f"a layer cannot mix dtypes under vmap ({reason})",
-            "set execution.dtype=float32 or clipping.engine=opacus",
-        )
-    if not any(word in text for word in ("vmap", "functorch", "batching rule", "Batching rule")):
-        return None
-    return ConfigError(
-        "clipping.engine",
-        VmapEngine.name,
-        f"the model cannot be run row by row under vmap ({reason})",
-        "set clipping.engine=opacus or clipping.engine=loop, or replace the layer",
-    )
 
 
 @engines.register("vmap")

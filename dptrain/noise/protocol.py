@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from torch import Tensor
@@ -23,8 +24,13 @@ class Noise(Protocol):
             count: number of coordinates.
 
         Returns:
-            (count,) float64: whole grid steps under ``secure``, the gradient's own unit under ``fast``.
+            (count,) float64 whole grid steps under ``secure``; float32 or float64 in the gradient's own unit under
+            ``fast``.
         """
+        ...
+
+    def pieces(self, step: int, count: int) -> Iterator[Tensor]:
+        """The same noise in consecutive pieces that fit a cache; a piece is valid until the next is asked for."""
         ...
 
     def distance(self, total_draws: int) -> float:

@@ -10,6 +10,7 @@ with the error analysis, is in docs/noise.md.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -65,21 +66,33 @@ class SecureNoise:
         self._keystream = keystream
         self._words = np.empty(2 * PAIRS, dtype=np.int64)
         self._work = np.empty((2, 2 * PAIRS))
+        self._out = np.empty(2 * PAIRS)
 
     def draw(self, step: int, count: int) -> Tensor:
         """(count,) float64 whole numbers. See ``Noise``. On the CPU, whatever device the model is on."""
-        stream = self._keystream.open(Purpose.NOISE, step)
+        out = torch.empty(count, dtype=torch.float64)
+        done = 0
+        for piece in self.pieces(step, count):
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+        return out
+
+    def pieces(self, step: int, count: int) -> Iterator[Tensor]:
+        """See ``Noise``."""
+        return self._pieces(self._keystream.open(Purpose.NOISE, step), step, count)
+
+    def _pieces(self, stream: Stream, step: int, count: int) -> Iterator[Tensor]:
         ties: Stream | None = None
-        out = np.empty(count + count % 2)
-        for start in range(0, len(out), 2 * PAIRS):
-            part = out[start : start + 2 * PAIRS]
+        for start in range(0, count, 2 * PAIRS):
+            left = min(2 * PAIRS, count - start)
+            part = self._out[: left + left % 2]
             words = stream.fill(self._words[: len(part)])
             with np.errstate(invalid="ignore"):  # a radius word of 0 gives inf - inf here, and is settled exactly
                 undecided = round_pairs(words, self.scale, part, self._work)
             if len(undecided):
                 ties = ties or self._keystream.open(Purpose.NOISE_TIE, step)
                 settle(undecided, words, self.scale, part, ties)
-        return torch.from_numpy(out[:count])
+            yield torch.from_numpy(part[:left])
 
     def distance(self, total_draws: int) -> float:
         """Total variation distance of ``total_draws`` coordinates from ideal rounded Gaussians: 2^-100 each.

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dptrain.data.batches import PhysicalBatch
+from dptrain.gradients.draw_sum import DrawSum
 from dptrain.gradients.protocol import Engine, UnitStats, trainable
 from dptrain.noise.protocol import Noise
 from dptrain.privacy.plan import Plan
@@ -87,9 +88,7 @@ class Trainer:
 
         Ctrl-C or SIGTERM lets the step in hand finish and ends the run as ``stopped``.
         """
-        count = sum(p.numel() for p in self.parameters)
-        device = self.parameters[0].device
-        total = torch.zeros(count, dtype=torch.float64, device=device)
+        total = DrawSum(self.parameters, self.grid is not None)
         start, done = time.monotonic(), 0
         self.module.train()
         with _stop_on_signal() as stop:
@@ -103,27 +102,29 @@ class Trainer:
         status = "finished" if done == self.plan.steps else "stopped"
         return Outcome(done, status, time.monotonic() - start)
 
-    def _clipped_sum(self, step: int, total: Tensor) -> StepReport:
-        total.zero_()
+    def _clipped_sum(self, step: int, total: DrawSum) -> StepReport:
+        total.clear()
         report = StepReport()
         for batch in self.batches(self.draw(step)):
-            _note(report, batch, self.engine.add_clipped_sum(batch, total), self.plan)
+            _note(report, batch, total.add(self.engine, batch), self.plan)
         if self.group is not None:
-            dist.all_reduce(total, group=self.group)
+            dist.all_reduce(total.flat(), group=self.group)
         return report
 
-    def _release(self, step: int, total: Tensor) -> None:
+    def _release(self, step: int, total: DrawSum) -> None:
         """Adds the step's noise and hands the optimizer the noisy mean over the public divisor."""
-        if self.noise is not None and (self.group is None or dist.get_rank(self.group) == 0):
-            total += self.noise.draw(step, len(total)).to(total.device)
-        if self.group is not None:
-            dist.broadcast(total, group_src=0, group=self.group)
-        total *= (1.0 if self.grid is None else self.grid) / self.plan.expected_batch_size
-        offset = 0
-        for parameter in self.parameters:
-            size = parameter.numel()
-            parameter.grad = total[offset : offset + size].view_as(parameter).to(parameter.dtype)
-            offset += size
+        scale = (1.0 if self.grid is None else self.grid) / self.plan.expected_batch_size
+        if self.group is None:
+            count = sum(p.numel() for p in self.parameters)
+            total.release(None if self.noise is None else self.noise.pieces(step, count), scale)
+            return
+        flat = total.flat()
+        if self.grid is not None:
+            flat.round_()
+        if self.noise is not None and dist.get_rank(self.group) == 0:
+            flat += self.noise.draw(step, len(flat)).to(flat.device)
+        dist.broadcast(flat, group_src=0, group=self.group)
+        total.release(None, scale)
 
 
 def _note(report: StepReport, batch: PhysicalBatch, stats: UnitStats, plan: Plan) -> None:

@@ -36,6 +36,9 @@ class NoNoise:
         """(count,) zeros."""
         return self._zeros
 
+    def pieces(self, step: int, count: int) -> Iterator[Tensor]:
+        return iter([self.draw(step, count)])
+
     def distance(self, total_draws: int) -> float:
         """Nothing here is private."""
         return float("inf")

@@ -31,7 +31,7 @@ def _script() -> ModuleType:
 
 check = _script()
 CPU = torch.device("cpu")
-ENGINES = ["vmap", "opacus", "loop"]
+ENGINES = ["vmap", "opacus", "loop", "bookkeeping"]
 EXACT = ClippingRule(1.0, 2.0**-24)
 WIDE = ClippingRule(1e6, None)
 
@@ -91,7 +91,11 @@ def test_a_poisoned_row_silences_its_unit_and_no_other(engine: str) -> None:
     inputs[1], inputs[5] = float("nan"), float("inf")
     batch = batch_of(inputs, [0, 0, 1, 2, 3, 4], [0.5, 0.5, 1, 1, 1, 0])
     clean = batch_of(inputs.nan_to_num(0.0, 0.0), [0, 0, 1, 2, 3, 4], [0, 0, 1, 1, 1, 0])
-    assert torch.equal(run(build(engine, module), batch, module), run(build(engine, module), clean, module))
+    got, expected = run(build(engine, module), batch, module), run(build(engine, module), clean, module)
+    if engine == "bookkeeping":  # of the measured class: sums of other shapes round otherwise
+        assert float((got - expected).norm()) <= 1e-6 * float(expected.norm())
+    else:
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -172,7 +176,7 @@ class _Keeper(nn.Module):
 def test_no_engine_lets_a_buffer_keep_what_it_saw(engine: str) -> None:
     module = _Keeper()
     batch = batch_of(torch.randn(4, 4))
-    if engine == "vmap":  # cannot write rows into a buffer that all rows share
+    if engine in ("vmap", "bookkeeping"):  # cannot write rows into a buffer that all rows share
         with pytest.raises((ConfigError, RuntimeError)):
             run(build(engine, module), batch, module)
     else:

@@ -16,7 +16,7 @@ from dptrain.noise.fast import FastNoise
 def test_law_and_scale() -> None:
     """KS, and exact chi-square test of the variance, on 1e6; false alarm 1e-6 each."""
     sample = FastNoise(Keystream(), 0.37).draw(0, 1_000_000)
-    assert sample.dtype == torch.float64
+    assert sample.dtype == torch.float32
     normal = sample.numpy() / 0.37
     assert stats.kstest(normal, "norm").pvalue > 1e-6
     statistic = float((normal**2).sum())

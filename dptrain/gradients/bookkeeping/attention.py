@@ -87,7 +87,7 @@ def _multi_head(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> Any:
-    """Query, key and value are (T, 1, E), as nn.MultiheadAttention hands a single row over; returns (output, weights)."""
+    """Query, key and value are (T, 1, E), as nn.MultiheadAttention hands over a row; gives (output, weights)."""
     odd = bias_k is not None or bias_v is not None or add_zero_attn or static_k is not None or static_v is not None
     if odd or (training and dropout_p > 0.0) or query.dim() != 3 or query.shape[1] != 1:
         return NotImplemented

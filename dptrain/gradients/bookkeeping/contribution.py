@@ -21,6 +21,10 @@ ROUNDING = 4 * 2.0**-24
 """Relative float32 error granted to a Gram-matrix norm, of the square of the sum of |a_t| |g_t|; see ``gram_norm``."""
 UNDERFLOW = 2.0**-126
 """Smallest normal float32: products below it may be lost."""
+UNSAFE = 2e-4
+"""Share of a squared norm from which an allowance for rounding is replaced by a computation in float64."""
+SMALL = 1e-28
+"""Squared norms from here on cannot have lost anything that matters to underflow."""
 
 
 class Contribution(Protocol):
@@ -54,7 +58,8 @@ def squared_norms(values: Tensor) -> Tensor:
     """(U, *shape) float32 or float64 -> (U,) float64 squared norms.
 
     Float32 squares are added in runs of at most 64, whose sums are then added in float64: relative error below
-    66 2^-24 < 4e-6 in the worst case, 2e-7 as found; overflow gives infinity, never a small number.
+    66 2^-24 < 4e-6 in the worst case, 2e-7 as found; overflow gives infinity, never a small number. Units whose
+    squares may have fallen below what float32 holds are taken again in float64.
     """
     flat = values.reshape(len(values), -1)
     if flat.dtype == torch.float64:
@@ -66,6 +71,9 @@ def squared_norms(values: Tensor) -> Tensor:
         total += torch.linalg.vector_norm(runs, dim=2).double().square_().sum(1)
     if whole < flat.shape[1]:
         total += flat[:, whole:].double().square().sum(1)
+    small = total < SMALL
+    if bool(small.any()):
+        total[small] = flat[small].double().square().sum(1)
     return total
 
 
@@ -187,7 +195,7 @@ class Tied:
     @classmethod
     def of(cls, outer: Outer, table: Table) -> Tied:
         """The inner product of sum_t g_t a_t' with a table whose row r holds s_r is sum_r s_r . (sum_t g_t[r] a_t)."""
-        units, tokens, rows = outer.g.shape
+        units, tokens = outer.g.shape[:2]
         counts = torch.bincount(table.unit, minlength=units)
         first = torch.cumsum(counts, 0) - counts
         width = int(counts.max()) if len(counts) else 0
@@ -237,8 +245,7 @@ def outer_squared_norm(a: Tensor, g: Tensor, blocks: int = 1, held: dict[int, Te
     """
     length = a.shape[1]
     if length == 1:
-        own_a, own_g = squared_norms(a), squared_norms(g)
-        return own_a * own_g + UNDERFLOW * (g.shape[2] * own_a + a.shape[2] * own_g)
+        return squared_norms(a) * squared_norms(g)
     held = {} if held is None else held
     total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     size_a: list[Tensor] = []
@@ -254,9 +261,27 @@ def outer_squared_norm(a: Tensor, g: Tensor, blocks: int = 1, held: dict[int, Te
         size_a[-1], size_g[-1] = size_a[-1].double().sqrt(), size_g[-1].double().sqrt()
         columns = gram_g.mul_(gram_a).sum(1).double()
         total += columns[:, : stop - start].sum(1) + 2.0 * columns[:, stop - start :].sum(1)
-    norms_a, norms_g = torch.cat(size_a, 1), torch.cat(size_g, 1)  # (U, T)
+    return _raised(total, torch.cat(size_a, 1), torch.cat(size_g, 1), a, g)
+
+
+def _raised(total: Tensor, norms_a: Tensor, norms_g: Tensor, a: Tensor, g: Tensor) -> Tensor:
+    """Squared norms raised by what rounding and underflow can hide; units where that is much are taken in float64.
+
+    Args:
+        total: (U,) float64 squared norms from float32 Gram matrices.
+        norms_a: (U, T) float64 |a_t|.
+        norms_g: (U, T) float64 |g_t|.
+    """
+    rounding = ROUNDING * (norms_a * norms_g).sum(1).square()
     hidden = UNDERFLOW * (g.shape[2] * norms_a.sum(1).square() + a.shape[2] * norms_g.sum(1).square())
-    return total.clamp(min=0.0) + ROUNDING * (norms_a * norms_g).sum(1).square() + hidden
+    raised = total.clamp(min=0.0) + rounding + hidden
+    if a.is_cuda:
+        return raised  # finding out which are unsafe would stop the device
+    unsafe = (rounding > UNSAFE * raised) | (hidden > (1e-7 * raised).clamp(min=1e-24)) | ~raised.isfinite()
+    if bool(unsafe.any()):
+        a, g = a[unsafe].double(), g[unsafe].double()
+        raised[unsafe] = (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2)).clamp(min=0.0)
+    return raised
 
 
 def _like(dead: Tensor, values: Tensor) -> Tensor:

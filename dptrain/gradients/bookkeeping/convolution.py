@@ -46,7 +46,7 @@ class Shape:
 
 
 def convolution_rule(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``F.conv1d``, ``F.conv2d``, ``F.conv3d``: (input (1, C, *S), weight (O, C / groups, *K), bias (O,) or None, ...)."""
+    """``F.conv1d``, ``F.conv2d``, ``F.conv3d``: input (1, C, *S), weight (O, C / groups, *K), bias (O,) or None, ..."""
     return _convolution(tape, *args, **kwargs)
 
 
@@ -155,7 +155,7 @@ class Convolved:
     shape: Shape
 
     def resolve(self, tape: Tape) -> Contribution:
-        key = ("convolved", tuple(self.x.shape), tuple(self.g.shape), tuple(self.kernel.shape), self.shape)
+        key = ("convolved", tuple(self.x.shape[1:]), tuple(self.kernel.shape), self.shape)
         return tape.chooser.take((*key, self.x.dtype, str(self.x.device)), self._ways(tape))
 
     def _ways(self, tape: Tape) -> dict[str, Way]:
@@ -180,7 +180,7 @@ class Convolved:
 
     def grouped(self) -> Tensor:
         """(U, *K) as one convolution: the weight's gradient is the input convolved with the output's gradient."""
-        units, images, channels = self.x.shape[:3]
+        units, channels = self.x.shape[0], self.x.shape[2]
         groups, outputs = self.shape.groups, self.g.shape[2]
         dims = self.x.dim() - 3
         split = self.x.unflatten(2, (groups, channels // groups))  # (U, M, gr, c, *S)

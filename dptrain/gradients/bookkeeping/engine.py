@@ -20,8 +20,13 @@ from dptrain.gradients.bookkeeping.groups import Groups
 from dptrain.gradients.bookkeeping.rules import RULES
 from dptrain.gradients.bookkeeping.tape import Tape
 from dptrain.gradients.clip import check_grid, clip_factor
+from dptrain.gradients.draw_sum import add_parts
 from dptrain.gradients.protocol import ClippingRule, RowLoss, UnitStats, trainable
+from dptrain.gradients.refusal import vmap_refusal
 from dptrain.registry import engines
+
+LARGEST_NORM = 2.0**110
+"""Times C: the largest norm that is clipped; larger ones count as overflow, and add nothing."""
 
 
 class BookkeepingEngine:
@@ -61,21 +66,31 @@ class BookkeepingEngine:
 
     def add_clipped_sum(self, batch: PhysicalBatch, total: Tensor) -> UnitStats:
         """See ``Engine``."""
+        parts, stats = self.clipped_parts(batch)
+        add_parts(parts, total)
+        return stats
+
+    def clipped_parts(self, batch: PhysicalBatch) -> tuple[list[Tensor], UnitStats]:
+        """The clipped sum, one tensor a trainable parameter, not rounded to the grid. See ``SumsInParts``."""
         moving = trainable(self._module)
-        tape = Tape(moving, Groups(batch.unit, batch.weight), self.chooser, RULES)
+        groups = Groups(batch.unit, batch.weight)
+        tape = Tape(moving, groups, self.chooser, RULES)
         losses = self._backward(tape, batch)
+        with torch.no_grad():
+            return self._weighted_sums(tape, moving, losses)
+
+    def _weighted_sums(
+        self, tape: Tape, moving: dict[str, nn.Parameter], losses: Tensor
+    ) -> tuple[list[Tensor], UnitStats]:
         contributions = tape.finish()
         self.chooser.settle()
         self.without_rule = tape.without_rule
-        norms, factor = self._clip(contributions, tape.groups, len(total))
-        offset = 0
+        norms, factor = self._clip(contributions, tape.groups, sum(p.numel() for p in moving.values()))
+        parts = []
         for name, parameter in moving.items():
-            size = parameter.numel()
             contribution = contributions.pop(name, None)
-            if contribution is not None:
-                total[offset : offset + size] += contribution.weighted_sum(factor).reshape(-1)
-            offset += size
-        return UnitStats(tape.groups.to_slots(norms), losses)
+            parts.append(torch.zeros_like(parameter) if contribution is None else contribution.weighted_sum(factor))
+        return parts, UnitStats(tape.groups.to_slots(norms), losses)
 
     def _backward(self, tape: Tape, batch: PhysicalBatch) -> Tensor:
         """Fills the tape; returns the rows' losses (R,) float32."""
@@ -89,10 +104,17 @@ class BookkeepingEngine:
             loss = self._row_loss(outputs, target[None]).squeeze(0)
             return loss * weight.to(loss.dtype), loss.detach()
 
-        weighted, losses = vmap(loss_of_row, randomness="different")(batch.inputs, batch.targets, batch.weight, anchor)
-        if weighted.requires_grad:
-            live = torch.where(batch.weight > 0, weighted, 0.0).sum()
-            torch.autograd.grad(live, [anchor], allow_unused=True)
+        rows = vmap(loss_of_row, randomness="different")
+        try:
+            weighted, losses = rows(batch.inputs, batch.targets, batch.weight, anchor)
+            if weighted.requires_grad and tape.groups.num_units:
+                live = torch.where(batch.weight > 0, weighted, 0.0).sum()
+                torch.autograd.grad(live, [anchor], allow_unused=True)
+        except RuntimeError as error:
+            refusal = vmap_refusal(error, self.name, self._autocast)
+            if refusal is None:
+                raise
+            raise refusal from error
         return losses.float()
 
     def _clip(self, contributions: dict[str, Contribution], groups: Groups, size: int) -> tuple[Tensor, Tensor]:
@@ -101,11 +123,16 @@ class BookkeepingEngine:
         for contribution in contributions.values():
             squared += contribution.squared_norm
         norms = squared.sqrt()
-        alive = norms < float("inf")
+        factor = clip_factor(norms, self._rule, size)
+        # Towards the largest norm that a factor can answer, contributions fade to nothing: were they cut off, a unit
+        # at the edge could be in or out by its rounding. NaN compares as False, and so counts as nothing.
+        fade = (LARGEST_NORM * self._rule.clipping_norm / norms - 1.0).clamp_(0.0, 1.0)
+        alive = norms < LARGEST_NORM * self._rule.clipping_norm
         if not bool(alive.all()):
             for contribution in contributions.values():
                 contribution.silence(~alive)
-        return norms, torch.where(alive, clip_factor(norms, self._rule, size), 0.0)
+        factor = torch.where(alive & groups.live, factor * fade, 0.0)
+        return torch.where(alive, norms, float("inf")), factor
 
 
 @engines.register("bookkeeping")

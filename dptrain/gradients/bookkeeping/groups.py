@@ -9,42 +9,47 @@ from torch import Tensor
 class Groups:
     """The units of one physical batch.
 
-    Live rows (weight above 0) of a unit are one group. Three layouts, cheapest first: one row a unit, in the order
-    of the batch, which costs nothing; the same number of rows for every unit, side by side, which is a view; and
-    anything else, which is gathered into groups padded with zeros.
+    Live rows (weight above 0) of a unit are one group. Three layouts, cheapest first: one row a unit, row r in slot r,
+    where padding rows stay as units that are not live, so that shapes are the same for every batch; the same number of
+    rows for every unit, side by side, which is a view; and anything else, gathered into groups padded with zeros.
 
     Args:
         unit: (R,) int64 slot of each row.
         weight: (R,) row weights; rows of weight 0 belong to nobody.
 
     Attributes:
-        slots: (U,) int64 slot of each live unit, in rising order.
-        rows_per_unit: most live rows that one unit has.
-        num_units: U.
+        slots: (U,) int64 slot of each unit, in rising order.
+        live: (U,) bool; units that are not live must add nothing.
+        rows_per_unit: most rows that one unit has.
+        num_units: U; 0 where no row is live.
     """
 
     def __init__(self, unit: Tensor, weight: Tensor) -> None:
         device = unit.device
+        owners, alive = unit.cpu(), weight.cpu() != 0
         self.num_slots = len(unit)
-        live = torch.nonzero(weight.cpu() != 0).flatten()
-        owners = unit.cpu()[live]
-        order = torch.argsort(owners, stable=True)
-        slots, counts = torch.unique_consecutive(owners[order], return_counts=True)
-        rows = live[order]
-        self.slots = slots.to(device)
+        every = torch.arange(self.num_slots)
+        if bool(alive.any()) and torch.equal(owners, every):
+            rows, slots, counts = every, every, torch.ones_like(every)
+            live = alive
+        else:
+            rows = torch.nonzero(alive).flatten()
+            order = torch.argsort(owners[rows], stable=True)
+            slots, counts = torch.unique_consecutive(owners[rows][order], return_counts=True)
+            rows = rows[order]
+            live = torch.ones_like(slots, dtype=torch.bool)
+        self.slots, self.live = slots.to(device), live.to(device)
         self.num_units = len(slots)
         self.rows_per_unit = int(counts.max()) if len(counts) else 0
-        size = self.num_units * self.rows_per_unit
-        in_order = torch.equal(rows, torch.arange(len(rows)))
-        self.is_view = in_order and len(rows) == size
         self.num_rows = len(rows)
-        self._rows = rows.to(device)
-        place = torch.full((self.num_units, max(self.rows_per_unit, 1)), -1, dtype=torch.int64)
+        self.is_view = (
+            torch.equal(rows, every[: self.num_rows]) and self.num_rows == self.num_units * self.rows_per_unit
+        )
         unit_of_row = torch.repeat_interleave(torch.arange(self.num_units), counts)
-        within = torch.arange(len(rows)) - (torch.cumsum(counts, 0) - counts)[unit_of_row]
+        within = torch.arange(self.num_rows) - (torch.cumsum(counts, 0) - counts)[unit_of_row]
+        place = torch.full((self.num_units, max(self.rows_per_unit, 1)), -1, dtype=torch.int64)
         place[unit_of_row, within] = rows
-        self._place = place.to(device)
-        self._unit_of_row = unit_of_row.to(device)
+        self._place, self._rows, self._unit_of_row = place.to(device), rows.to(device), unit_of_row.to(device)
 
     def gather(self, values: Tensor) -> Tensor:
         """Brings each unit's rows together.
@@ -72,5 +77,5 @@ class Groups:
         return out.index_add_(0, self._unit_of_row, values[self._rows])
 
     def to_slots(self, values: Tensor) -> Tensor:
-        """(U,) values of units -> (R,) values of slots, 0 for slots without a live row."""
-        return values.new_zeros(self.num_slots).index_copy_(0, self.slots, values)
+        """(U,) values of units -> (R,) values of slots, 0 for slots without a live unit."""
+        return values.new_zeros(self.num_slots).index_copy_(0, self.slots, torch.where(self.live, values, 0.0))

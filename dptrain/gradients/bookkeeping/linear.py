@@ -69,7 +69,7 @@ class LinearRecord:
         """x: (R, ..., d) inputs; g: (R, ..., p) gradients of outputs."""
         g = g.reshape(len(g), -1, g.shape[-1])
         if self.bias is not None:
-            self.tape.enter(self.bias, RowGradients(wide(g).sum(1)))
+            self.tape.enter(self.bias, RowGradients(g[:, 0] if g.shape[1] == 1 else wide(g).sum(1)))
         if self.weight is not None:
             a = x.reshape(len(x), -1, x.shape[-1])
             self.tape.enter(self.weight, Tokens.of_rows(self.tape.groups, wide(a), wide(g), self.turned))

@@ -79,7 +79,7 @@ def _instance_norm(
 
 
 def rms_norm_rule(tape: Tape, func: Any, args: Args, kwargs: Kwargs) -> Any:
-    """``F.rms_norm(input, normalized_shape, weight, eps)``: normalised first, then scaled by a copy of the weight a row."""
+    """``F.rms_norm(input, normalized_shape, weight, eps)``: normalised, then scaled by a copy of the weight a row."""
     return _rms_norm(tape, *args, **kwargs)
 
 

@@ -70,7 +70,7 @@ class Tokens:
         return cls(groups.gather(a).flatten(1, 2), groups.gather(g).flatten(1, 2), turned)
 
     def resolve(self, tape: Tape) -> Contribution:
-        key = ("tokens", tuple(self.a.shape), tuple(self.g.shape), self.a.dtype, str(self.a.device))
+        key = ("tokens", tuple(self.a.shape[1:]), self.g.shape[2], self.a.dtype, str(self.a.device))
         return tape.chooser.take(key, self._ways(tape))
 
     def _ways(self, tape: Tape) -> dict[str, Way]:

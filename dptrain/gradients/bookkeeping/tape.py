@@ -161,7 +161,7 @@ class Tape(TorchFunctionMode):
         return self.grams[key][1]
 
     def finish(self) -> dict[str, Contribution]:
-        """After the backward pass: every parameter's contribution; parameters that the loss does not reach are left out."""
+        """After the backward pass: the contribution of every parameter that the loss reaches."""
         for name, seen in self._seen.items():
             self.contributions[name] = combine(self, seen)
         self._seen, self.grams = {}, {}
