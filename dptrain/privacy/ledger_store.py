@@ -141,7 +141,7 @@ class LedgerStore:
     def rows(self, connection: Connection, after: int = 0) -> Iterator[tuple[int, str, str]]:
         """(sequence, text, hash) of the rows behind ``after``, in order."""
         query = self._rows.select().where(self._rows.c.sequence > after).order_by(self._rows.c.sequence)
-        for row in connection.execution_options(yield_per=2000).execute(query):
+        for row in connection.execute(query.execution_options(yield_per=2000)):
             yield row[0], row[1], row[2]
 
     def row_hash(self, connection: Connection, sequence: int) -> str | None:
