@@ -106,7 +106,7 @@ class Tape(TorchFunctionMode):
         if name in _HARMLESS or name in _HARMLESS_METHODS:
             return func(*args, **kwargs)
         parameter = args[0] if args else None
-        if name in ("T", "t", "mT") and self.name_of(parameter) and parameter.dim() == 2:
+        if name in ("T", "t", "mT") and isinstance(parameter, nn.Parameter) and parameter.dim() == 2:
             view = parameter.detach().t()
             self._turned[id(view)] = (view, parameter)
             return view
@@ -203,7 +203,10 @@ class _Lifted(torch.autograd.Function):
         return None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[Any], whole: Whole, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
+        whole: Whole = args[0]
+        anchor: Tensor = args[1]
+        tensors: tuple[Tensor, ...] = args[2:]
         if in_dims[1] is None:
             raise NotImplementedError("the model calls vmap itself around a trainable parameter")
         rows = []
