@@ -106,7 +106,9 @@ def main(arguments: list[str]) -> None:
     from dptrain.teach import command_help
 
     if not arguments or arguments[0] in ("-h", "--help") or "--help" in arguments:
-        print(command_help("budget"), end="")
+        print(
+            f"{__doc__}\nverbs: {', '.join(VERBS)}\n\nkeys\n" + command_help("budget").split("\nkeys\n", 1)[1], end=""
+        )
     elif arguments[0] not in VERBS:
         raise ConfigError("budget", arguments[0], "is not a verb", suggest(arguments[0], VERBS))
     else:

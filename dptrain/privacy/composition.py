@@ -111,9 +111,9 @@ def _self_composed(pmf: DensePLDPmf, count: int) -> DensePLDPmf:
             log_moment = peak + math.log(float(np.dot(probabilities, np.exp(order * places - peak))))
             bound = (count * log_moment + math.log(2 / TAIL)) / order * max(size - 1, 1)
             low, high = (low, min(high, math.ceil(bound))) if sign > 0 else (max(low, math.floor(bound)), high)
-    length = fft.next_fast_len(max(high - low + 1, size), real=True)
-    spectrum = fft.rfft(probabilities, length) ** count
-    wrapped = fft.irfft(spectrum, length)
+    length: Any = fft.next_fast_len(max(high - low + 1, size), real=True)
+    spectrum: Any = fft.rfft(probabilities, length)
+    wrapped: Any = fft.irfft(spectrum**count, length)
     inside = np.roll(wrapped, -(low % length))[: high - low + 1]
     infinite = TAIL - math.expm1(count * math.log1p(-pmf._infinity_mass))
     return DensePLDPmf(

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dptrain.privacy import accounting, calibrate
-from dptrain.privacy.accounting import Event
+from dptrain.errors import ConfigError
+from dptrain.privacy import accounting
 from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.ledger_state import Account, State
 from dptrain.privacy.privacy_filter import fits, step_price
 
-SIZES = (0.5, 1.0, 2.0, 4.0)
+SIZES = (1.0, 2.0)
 """Runs asked about where no size is named."""
 MOST = 100_000
 
@@ -26,7 +26,7 @@ def forecast(
     and length. Two runs of one size weigh differently in the filter when these differ, so both are named.
 
     Args:
-        sizes: epsilons; empty for 0.5, 1, 2 and 4.
+        sizes: epsilons; empty for 1 and 2.
         sampling_rate, steps: shape of the runs; None for that of the newest run, else 0.01 and 1,000.
     """
     account = ledger.account(account_name)
@@ -39,8 +39,8 @@ def forecast(
 
     orders = [rule.order for rule in account.rules]
     rows = []
-    for size in sizes or [size for size in SIZES if size <= account.epsilon]:
-        sigma = calibrate.noise_multiplier_for(size, account.delta, rate, length, "zero_out")
+    for size in sizes or SIZES:
+        sigma = _noise_for(size, account.delta, rate, length)
         rows.append({"epsilon": size, "noise_multiplier": sigma, "runs": _most(lambda n, s=sigma: admits(s, n))})
     return {
         "account": account.name,
@@ -74,15 +74,31 @@ def _most(admitted: Callable[[int], bool]) -> int:
     return min(low, MOST)
 
 
+def _least(good: Callable[[float], bool], precision: float) -> float | None:
+    """The least noise multiplier in [0.3, 1000] that is good, by halving on a logarithmic scale; None where none is."""
+    low, high = math.log(0.3), math.log(1000.0)
+    if not good(math.exp(high)):
+        return None
+    while high - low > precision:
+        middle = (low + high) / 2
+        low, high = (low, middle) if good(math.exp(middle)) else (middle, high)
+    return math.exp(high)
+
+
+def _price(sigma: float, delta: float, rate: float, steps: int) -> float:
+    event = accounting.self_composed(steps, accounting.poisson_sampled(rate, accounting.gaussian(sigma)))
+    return accounting.epsilon(event, delta, interval=accounting.COARSE)
+
+
+def _noise_for(size: float, delta: float, rate: float, steps: int) -> float:
+    """Noise of a run of that epsilon, to 0.3 %: a forecast needs no more."""
+    sigma = _least(lambda one: _price(one, delta, rate, steps) <= size, 0.003)
+    if sigma is None:
+        raise ConfigError("epsilon", size, f"no run of {steps} steps is that small", "ask about a larger one")
+    return sigma
+
+
 def _largest(admitted: Callable[[float], bool], rate: float, steps: int, delta: float) -> float | None:
     """Epsilon of the run with the least noise (to 1 %) that is admitted; None where a multiplier of 1,000 is not."""
-    low, high = math.log(0.3), math.log(1000.0)
-    if not admitted(math.exp(high)):
-        return None
-    while high - low > 0.01:
-        middle = (low + high) / 2
-        low, high = (low, middle) if admitted(math.exp(middle)) else (middle, high)
-    event: Event = accounting.self_composed(
-        steps, accounting.poisson_sampled(rate, accounting.gaussian(math.exp(high)))
-    )
-    return accounting.epsilon(event, delta, interval=accounting.COARSE)
+    sigma = _least(admitted, 0.01)
+    return None if sigma is None else _price(sigma, delta, rate, steps)
