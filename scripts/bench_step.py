@@ -165,7 +165,7 @@ def table(command: str, settings: dict[str, Any], columns: list[str]) -> None:
                 with open(settings["json"], "a", encoding="utf-8") as file:
                     print(json.dumps(cell), file=file)
             rows.setdefault(engine, []).append(phrase(cell, held.get(("plain", column))))
-            print(f"{column} {engine}: {rows[engine][-1]} {cell.get('failed', '')}", file=sys.stderr, flush=True)
+            print(f"{column} {engine}: {cell.get('failed', rows[engine][-1])}", file=sys.stderr, flush=True)
     used = ("noise", "threads", "clock", "unit_rows") if what == "time" else ("noise", "threads", "unit_rows")
     print(f"{device()}; " + ", ".join(f"{key}={settings[key]}" for key in used) + "\n")
     print("| " + " | ".join([command if command != "grow" else settings["axis"], *columns]) + " |")

@@ -109,7 +109,7 @@ class PrivateTransformers(_Peer):
 
 def _stand_in_for_ml_swissknife() -> None:
     """private-transformers uses two small helpers of a package whose requirements are large and unrelated."""
-    if importlib.util.find_spec("ml_swissknife") is not None:
+    if "ml_swissknife" in sys.modules or importlib.util.find_spec("ml_swissknife") is not None:
         return
 
     class ListsItsValues(type):
