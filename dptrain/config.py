@@ -237,11 +237,14 @@ class ExecutionConfig:
     """CPU threads of torch, at least 1; None leaves torch's choice."""
 
     def __post_init__(self) -> None:
+    memory_limit: int | None = None
+    """MiB that the engine bookkeeping may hold for its sum, at least 1; None: a quarter of the free memory."""
         _number("execution.physical_batch_size", self.physical_batch_size, low=1)
         _choice("execution.dtype", self.dtype, ["float32", "bfloat16", "float64"])
         _number("execution.threads", self.threads, low=1)
         device = self.device.split(":")
         _choice("execution.device", device[0], ["auto", "cpu", "cuda"])
+        _number("execution.memory_limit", self.memory_limit, low=1)
 
 
 @dataclass

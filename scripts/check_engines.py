@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from dptrain.data.batches import PhysicalBatch, UnitIndex, physical_batches
 from dptrain.data.source import Rows
 from dptrain.errors import ConfigError
-from dptrain.gradients.protocol import ClippingRule, Engine, RowLoss, trainable
+from dptrain.gradients.protocol import ClippingRule, Engine, EngineSettings, RowLoss, trainable
 from dptrain.privacy.grid import grid_step
 from dptrain.registry import engines
 
@@ -156,13 +156,14 @@ def measure(
     def total(built: Engine, draw: list[int]) -> Tensor:
         return clipped_sum(built, size, layout(rows, draw, device))[0]
 
-    probe = engines.build(engine, module, loss, ClippingRule(1.0, None), autocast)
+    settings = EngineSettings(autocast)
+    probe = engines.build(engine, module, loss, ClippingRule(1.0, None), settings)
     norms = clipped_sum(probe, size, layout(rows, units, device))[1]
     clip = float(norms[1]) * (1 - 1e-7) if case.hazard == "at the norm" else 1.0
     grid = grid_step(clip, SLACK, size)
-    wide = engines.build(engine, module, loss, ClippingRule(clip, None), autocast)
-    exact = engines.build(engine, module, loss, ClippingRule(clip, grid), autocast)
-    reference = engines.build("loop", copy.deepcopy(module).double(), loss, ClippingRule(clip, None), None)
+    wide = engines.build(engine, module, loss, ClippingRule(clip, None), settings)
+    exact = engines.build(engine, module, loss, ClippingRule(clip, grid), settings)
+    reference = engines.build("loop", copy.deepcopy(module).double(), loss, ClippingRule(clip, None), EngineSettings())
     precise = replace(
         rows,
         inputs=rows.inputs if task == "tokens" else rows.inputs.double(),

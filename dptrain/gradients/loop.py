@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.clip import check_grid, clip_factor
-from dptrain.gradients.protocol import ClippingRule, RowLoss, UnitStats, trainable
+from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, UnitStats, trainable
 from dptrain.registry import engines
 
 
@@ -24,12 +24,12 @@ class LoopEngine:
     name = "loop"
     float_class = "exact"
 
-    def __init__(self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> None:
+    def __init__(self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> None:
         check_grid(rule)
         self._module = module
         self._row_loss = row_loss
         self._rule = rule
-        self._autocast = autocast
+        self._autocast = settings.autocast
 
     def add_clipped_sum(self, batch: PhysicalBatch, total: Tensor) -> UnitStats:
         """See ``Engine``."""
@@ -70,6 +70,6 @@ class LoopEngine:
 
 
 @engines.register("loop")
-def loop_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> LoopEngine:
+def loop_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> LoopEngine:
     """Any model at all; slow, for checks."""
-    return LoopEngine(module, row_loss, rule, autocast)
+    return LoopEngine(module, row_loss, rule, settings)

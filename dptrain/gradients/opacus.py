@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dptrain.data.batches import PhysicalBatch
 from dptrain.errors import ConfigError
 from dptrain.gradients.clip import add_clipped_rows, check_grid
-from dptrain.gradients.protocol import ClippingRule, RowLoss, UnitStats, trainable
+from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, UnitStats, trainable
 from dptrain.registry import engines
 
 _TOLERANCE = 1e-3
@@ -43,14 +43,14 @@ class OpacusEngine:
     name = "opacus"
     float_class = "exact"
 
-    def __init__(self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> None:
+    def __init__(self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> None:
         check_grid(rule)
         _refuse_shared_weights(module)
         self._module = module
         self._twin = _copy_sharing_weights(module)
         self._row_loss = row_loss
         self._rule = rule
-        self._autocast = autocast
+        self._autocast = settings.autocast
         self._checked = False
         self._hooks = _hook(self._twin)
 
@@ -174,8 +174,6 @@ def _restore(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
 
 
 @engines.register("opacus")
-def opacus_engine(
-    module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None
-) -> OpacusEngine:
+def opacus_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> OpacusEngine:
     """Per-row gradients from Opacus' hooks; models of its supported layers."""
-    return OpacusEngine(module, row_loss, rule, autocast)
+    return OpacusEngine(module, row_loss, rule, settings)

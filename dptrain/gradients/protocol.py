@@ -30,6 +30,20 @@ class ClippingRule:
 
 
 @dataclass(frozen=True)
+class EngineSettings:
+    """How an engine may compute. Performance settings: they change speed and memory, never the guarantee.
+
+    Attributes:
+        autocast: dtype of autocast around the forward pass, or None.
+        memory_limit: bytes that an engine may hold for the sum between norms and sum, where it has a choice; None
+            for no limit.
+    """
+
+    autocast: torch.dtype | None = None
+    memory_limit: int | None = None
+
+
+@dataclass(frozen=True)
 class UnitStats:
     """What an engine saw of one physical batch. Internal tier: never leaves the building."""
 
@@ -63,7 +77,7 @@ class EngineBuilder(Protocol):
     """Signature that every function in ``registry.engines`` has."""
 
     def __call__(
-        self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None
+        self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings
     ) -> Engine: ...
 
 

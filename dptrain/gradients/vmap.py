@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.clip import add_clipped_rows, check_grid
-from dptrain.gradients.protocol import ClippingRule, RowLoss, UnitStats, trainable
+from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, UnitStats, trainable
 from dptrain.gradients.refusal import vmap_refusal
 from dptrain.registry import engines
 
@@ -25,18 +25,18 @@ class VmapEngine:
         module: the model, in whatever mode (train or eval) it should run; its parameters are read at every call.
         row_loss: (outputs (1, ...), targets (1,)) -> (1,) loss.
         rule: clipping norm and grid.
-        autocast: dtype of autocast around the forward pass, or None.
+        settings: only ``autocast`` is heeded.
     """
 
     name = "vmap"
     float_class = "exact"
 
-    def __init__(self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> None:
+    def __init__(self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> None:
         check_grid(rule)
         self._module = module
         self._row_loss = row_loss
         self._rule = rule
-        self._autocast = autocast
+        self._autocast = settings.autocast
         self._per_row = vmap(
             grad(self._loss_of_row, has_aux=True), in_dims=(None, None, 0, 0, 0), randomness="different"
         )
@@ -66,12 +66,12 @@ class VmapEngine:
 
 
 @engines.register("vmap")
-def vmap_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> VmapEngine:
+def vmap_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> VmapEngine:
     """Any model; memory of one gradient a row."""
-    return VmapEngine(module, row_loss, rule, autocast)
+    return VmapEngine(module, row_loss, rule, settings)
 
 
 @engines.register("auto")
-def auto_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None) -> VmapEngine:
+def auto_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> VmapEngine:
     """The engine chosen for you: vmap, which runs the widest range of models and is of the exact class."""
-    return VmapEngine(module, row_loss, rule, autocast)
+    return VmapEngine(module, row_loss, rule, settings)

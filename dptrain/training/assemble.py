@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from dptrain.data.sampler import PoissonSampler
 from dptrain.data.source import Rows
 from dptrain.errors import ConfigError
 from dptrain.gradients.clip import largest_exact_draw
-from dptrain.gradients.protocol import ClippingRule, Engine, RowLoss, trainable
+from dptrain.gradients.protocol import ClippingRule, Engine, EngineSettings, RowLoss, trainable
 from dptrain.keystream import Keystream
 from dptrain.noise.fast import FastNoise
 from dptrain.noise.protocol import Noise
@@ -24,6 +24,7 @@ from dptrain.privacy.plan import NOISE_RESERVE, Plan
 from dptrain.registry import engines
 from dptrain.training.baseline import PlainSum
 from dptrain.training.loop import Trainer
+from dptrain.training.memory import memory_limit
 from dptrain.training.optimizers import build_optimizer, build_schedule
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float64": None}
@@ -41,7 +42,9 @@ def pick_device(name: str) -> torch.device:
 
 def build_engine(config: TrainConfig, module: nn.Module, row_loss: RowLoss, rule: ClippingRule) -> Engine:
     """The engine a config names, for one module and one way of clipping."""
-    return engines.build(config.clipping.engine, module, row_loss, rule, DTYPES[config.execution.dtype])
+    device = next(module.parameters()).device
+    settings = EngineSettings(DTYPES[config.execution.dtype], memory_limit(config.execution.memory_limit, device))
+    return engines.build(config.clipping.engine, module, row_loss, rule, settings)
 
 
 def build_noise(
@@ -81,7 +84,13 @@ def _check_sums_stay_exact(rule: ClippingRule, num_units: int) -> None:
 
 
 def build_trainer(
-    config: TrainConfig, plan: Plan, module: nn.Module, rows: Rows, row_loss: RowLoss, keystream: Keystream
+    config: TrainConfig,
+    plan: Plan,
+    module: nn.Module,
+    rows: Rows,
+    row_loss: RowLoss,
+    keystream: Keystream,
+    intend: Callable[[int], None] = lambda step: None,
 ) -> Trainer:
     """A trainer whose sampler, clipping, noise and divisor come out of ``plan`` alone.
 
@@ -89,6 +98,7 @@ def build_trainer(
         module: on its device.
         rows: private training rows, in memory.
         keystream: source of draws and noise.
+        intend: see ``Trainer``.
     """
     parameters = trainable(module)
     device = next(iter(parameters.values())).device
@@ -119,6 +129,7 @@ def build_trainer(
         engine=engine,
         noise=noise,
         grid=grid,
+        intend=intend,
         optimizer=optimizer,
         schedule=build_schedule(config.optimizer, optimizer, plan.steps),
     )

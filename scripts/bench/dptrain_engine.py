@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from dptrain.config import PrivacyConfig
 from dptrain.data.batches import PhysicalBatch
-from dptrain.gradients.protocol import ClippingRule, Engine, trainable
+from dptrain.gradients.protocol import ClippingRule, Engine, EngineSettings, trainable
 from dptrain.keystream import Keystream
 from dptrain.noise.protocol import Noise
 from dptrain.privacy.grid import grid_step
@@ -74,7 +74,9 @@ class DptrainEngine:
         if settings.noise == "secure":
             grid = grid_step(settings.clip, plan.mechanism.sensitivity_slack, self._count)
         self._grid = grid
-        self.engine: Engine = engines.build(name, self.model, row_loss, ClippingRule(settings.clip, grid), None)
+        self.engine: Engine = engines.build(
+            name, self.model, row_loss, ClippingRule(settings.clip, grid), EngineSettings()
+        )
         unit = torch.arange(rows) // per_unit
         self._batch = PhysicalBatch(inputs, targets, unit, 1.0 / torch.bincount(unit)[unit].float())
         optimizer = workload.optimizer(self.model)

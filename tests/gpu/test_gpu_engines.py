@@ -8,7 +8,7 @@ from torch import nn
 
 from dptrain.data.batches import UnitIndex, physical_batches
 from dptrain.data.source import Rows
-from dptrain.gradients.protocol import ClippingRule
+from dptrain.gradients.protocol import ClippingRule, EngineSettings
 from dptrain.keystream import Keystream
 from dptrain.noise.fast import FastNoise
 from dptrain.privacy.grid import grid_step
@@ -32,7 +32,7 @@ def sums(engine: str, device: str, grid: bool, skip: int | None = None) -> torch
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
-    built = engines.build(engine, module, loss, ClippingRule(NORM, step), None)
+    built = engines.build(engine, module, loss, ClippingRule(NORM, step), EngineSettings())
     draw = torch.tensor([u for u in range(20) if u != skip])
     for batch in physical_batches(draw, rows, UnitIndex(rows.unit_id), 16, torch.device(device)):
         built.add_clipped_sum(batch, total)

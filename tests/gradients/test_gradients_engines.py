@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dptrain.data.batches import PhysicalBatch
 from dptrain.errors import ConfigError
 from dptrain.gradients.plain import plain_sum
-from dptrain.gradients.protocol import ClippingRule, Engine
+from dptrain.gradients.protocol import ClippingRule, Engine, EngineSettings
 from dptrain.registry import engines
 
 
@@ -55,7 +55,7 @@ def run(engine: Engine, batch: PhysicalBatch, module: nn.Module) -> Tensor:
 
 
 def build(name: str, module: nn.Module, rule: ClippingRule = EXACT, autocast: torch.dtype | None = None) -> Engine:
-    return engines.build(name, module, cross_entropy, rule, autocast)
+    return engines.build(name, module, cross_entropy, rule, EngineSettings(autocast))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -294,8 +294,8 @@ def test_plain_sum_is_the_weighted_gradient_and_ignores_padding() -> None:
 def test_auto_is_vmap_and_opacus_is_imported_on_demand_only() -> None:
     assert build("auto", nn.Linear(4, 3)).name == "vmap"
     code = (
-        "import sys, torch; from dptrain.registry import engines; from dptrain.gradients.protocol import ClippingRule;"
-        "engines.build('auto', torch.nn.Linear(2, 2), None, ClippingRule(1.0, None), None);"
+        "import sys, torch; from dptrain.registry import engines; from dptrain.gradients.protocol import ClippingRule, EngineSettings;"
+        "engines.build('auto', torch.nn.Linear(2, 2), None, ClippingRule(1.0, None), EngineSettings());"
         "sys.exit('opacus' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

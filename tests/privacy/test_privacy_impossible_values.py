@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.data.batches import PhysicalBatch
-from dptrain.gradients.protocol import ClippingRule
+from dptrain.gradients.protocol import ClippingRule, EngineSettings
 from dptrain.keystream import Keystream
 from dptrain.noise.fast import FastNoise
 from dptrain.noise.secure import SecureNoise
@@ -28,7 +28,7 @@ def first_coordinate(grid: float | None, present: bool) -> Tensor:
     module = nn.Linear(1, 1, bias=False)
     batch = PhysicalBatch(torch.full((1, 1), 5.0), torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.ones(1))
     total = torch.zeros(1, dtype=torch.float64)
-    engine = engines.build("vmap", module, lambda out, _: out.squeeze(-1), ClippingRule(NORM, grid), None)
+    engine = engines.build("vmap", module, lambda out, _: out.squeeze(-1), ClippingRule(NORM, grid), EngineSettings())
     if present:
         engine.add_clipped_sum(batch, total)
     return total

@@ -17,12 +17,12 @@ from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.bookkeeping.choice import Chooser
 from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.groups import Groups
+from dptrain.gradients.bookkeeping.refusals import loss_of_outputs, refusal_of, unseen_use
 from dptrain.gradients.bookkeeping.rules import RULES
 from dptrain.gradients.bookkeeping.tape import Tape
 from dptrain.gradients.clip import check_grid, clip_factor
 from dptrain.gradients.draw_sum import add_parts
-from dptrain.gradients.protocol import ClippingRule, RowLoss, UnitStats, trainable
-from dptrain.gradients.refusal import vmap_refusal
+from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, UnitStats, trainable
 from dptrain.registry import engines
 
 LARGEST_NORM = 2.0**110
@@ -41,8 +41,7 @@ class BookkeepingEngine:
         module: the model; its parameters are read at every call.
         row_loss: (outputs (1, ...), targets (1,)) -> (1,) loss.
         rule: clipping norm and grid.
-        autocast: dtype of autocast around the forward pass, or None.
-        memory_limit: bytes that may be held for the sum between norms and sum, where there is a choice.
+        settings: autocast, and the limit on what is held between norms and sum.
     """
 
     name = "bookkeeping"
@@ -53,16 +52,16 @@ class BookkeepingEngine:
         module: nn.Module,
         row_loss: RowLoss,
         rule: ClippingRule,
-        autocast: torch.dtype | None,
-        memory_limit: int | None = None,
+        settings: EngineSettings,
     ) -> None:
         check_grid(rule)
         self._module = module
         self._row_loss = row_loss
         self._rule = rule
-        self._autocast = autocast
-        self.chooser = Chooser(memory_limit)
+        self._autocast = settings.autocast
+        self.chooser = Chooser(settings.memory_limit)
         self.without_rule: dict[str, str] = {}
+        self._writes_inputs = True  # until a pass has shown that the model does not
 
     def add_clipped_sum(self, batch: PhysicalBatch, total: Tensor) -> UnitStats:
         """See ``Engine``."""
@@ -96,26 +95,37 @@ class BookkeepingEngine:
         """Fills the tape; returns the rows' losses (R,) float32."""
         anchor = torch.zeros(len(batch.weight), device=batch.weight.device, requires_grad=True)
         buffers = {name: b.clone() for name, b in self._module.named_buffers()}
+        inputs = batch.inputs.clone() if self._writes_inputs else batch.inputs
+        version = inputs._version
 
         def loss_of_row(row: Tensor, target: Tensor, weight: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
             tape.anchor = anchor
             with tape, torch.autocast(row.device.type, dtype=self._autocast, enabled=self._autocast is not None):
                 outputs = functional_call(self._module, buffers, (row[None],))
-            loss = self._row_loss(outputs, target[None]).squeeze(0)
+            loss = loss_of_outputs(self._row_loss, outputs, target[None])
             return loss * weight.to(loss.dtype), loss.detach()
 
         rows = vmap(loss_of_row, randomness="different")
         try:
-            weighted, losses = rows(batch.inputs, batch.targets, batch.weight, anchor)
+            weighted, losses = rows(inputs, batch.targets, batch.weight, anchor)
+            self._writes_inputs = inputs._version != version
             if weighted.requires_grad and tape.groups.num_units:
                 live = torch.where(batch.weight > 0, weighted, 0.0).sum()
-                torch.autograd.grad(live, [anchor], allow_unused=True)
+                self._walk(live, anchor)
         except RuntimeError as error:
-            refusal = vmap_refusal(error, self.name, self._autocast)
+            refusal = refusal_of(error, len(batch.weight), self._autocast)
             if refusal is None:
                 raise
             raise refusal from error
         return losses.float()
+
+    def _walk(self, live: Tensor, anchor: Tensor) -> None:
+        """The backward pass, which fills the tape; no parameter itself may lie on its way."""
+        moving = trainable(self._module)
+        direct = torch.autograd.grad(live, [anchor, *moving.values()], allow_unused=True)[1:]
+        for name, gradient in zip(moving, direct, strict=True):
+            if gradient is not None:
+                raise unseen_use(name)
 
     def _clip(self, contributions: dict[str, Contribution], groups: Groups, size: int) -> tuple[Tensor, Tensor]:
         """(U,) float64 norms, and (U,) clip factors; units that are not finite are silenced."""
@@ -137,7 +147,7 @@ class BookkeepingEngine:
 
 @engines.register("bookkeeping")
 def bookkeeping_engine(
-    module: nn.Module, row_loss: RowLoss, rule: ClippingRule, autocast: torch.dtype | None
+    module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings
 ) -> BookkeepingEngine:
     """One backward pass for all rows; any model that vmap can follow."""
-    return BookkeepingEngine(module, row_loss, rule, autocast)
+    return BookkeepingEngine(module, row_loss, rule, settings)
