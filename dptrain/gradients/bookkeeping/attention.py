@@ -33,6 +33,8 @@ def _attention(
 ) -> Any:
     if dropout_p > 0.0 or any(t.dim() < 3 for t in (query, key, value)):
         return NotImplemented
+    if tape.reads_parameter((query, key, value, attn_mask)):
+        return NotImplemented  # learned queries or masks: their copies a row come back here as ordinary values
     if attn_mask is not None and attn_mask.dim() > query.dim():
         return NotImplemented
 

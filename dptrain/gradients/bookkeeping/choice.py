@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dptrain.gradients.bookkeeping.contribution import Contribution
+from dptrain.gradients.bookkeeping.refusals import out_of_memory
 
 Way = Callable[[], Contribution]
 
@@ -31,6 +32,8 @@ class Chooser:
     Attributes:
         memory_limit: bytes that contributions may hold at the end of a backward pass; None for no limit.
         repeats: timings of which the smallest counts.
+        users: names of the parameters whose uses have a key, in the order of the first backward pass.
+        user: the parameter whose use is being resolved.
     """
 
     memory_limit: int | None = None
@@ -38,12 +41,15 @@ class Chooser:
     picks: dict[Hashable, str] = field(default_factory=dict)
     timings: dict[Hashable, dict[str, Timed]] = field(default_factory=dict)
     counts: dict[Hashable, int] = field(default_factory=dict)
+    users: dict[Hashable, list[str]] = field(default_factory=dict)
+    user: str = ""
     settled: bool = False
 
     def take(self, key: Hashable, ways: Mapping[str, Way]) -> Contribution:
         """The contribution by the way picked for ``key``; on first sight, by the quickest of all."""
         if not self.settled:
             self.counts[key] = self.counts.get(key, 0) + 1
+            self.users.setdefault(key, []).append(self.user)
         pick = self.picks.get(key)
         if pick is not None and pick in ways:
             return ways[pick]()
@@ -51,9 +57,26 @@ class Chooser:
             pick, way = next(iter(ways.items()))
             self.picks[key] = pick
             return way()
-        self.timings[key] = {name: self._time(way) for name, way in ways.items()}
+        self.timings[key] = self._trial(ways)
         self.picks[key] = min(self.timings[key], key=lambda name: self.timings[key][name].seconds)
         return ways[self.picks[key]]()
+
+    def _trial(self, ways: Mapping[str, Way]) -> dict[str, Timed]:
+        """Times every way; those for which there is no memory are out of the choice."""
+        found: dict[str, Timed] = {}
+        failure: RuntimeError | None = None
+        for name, way in ways.items():
+            try:
+                found[name] = self._time(way)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                failure = error
+            if failure is not None and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+        if not found and failure is not None:
+            raise failure
+        return found
 
     def _time(self, way: Way) -> Timed:
         best, nbytes = float("inf"), 0
@@ -78,6 +101,10 @@ class Chooser:
             if switch is None:
                 return
             self.picks[switch[1]] = switch[2]
+
+    def way_of(self, user: str) -> str | None:
+        """The way picked for a parameter; None where none was to be picked."""
+        return next((self.picks[key] for key, users in self.users.items() if user in users), None)
 
     def held(self) -> int:
         """Bytes that the contributions of one pass hold, where a choice was open."""

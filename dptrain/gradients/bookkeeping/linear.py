@@ -44,8 +44,10 @@ def _linear(tape: Tape, x: Tensor, weight: Any, bias: Any, turned: bool = False)
     """Runs x W' + b on all rows; ``turned`` says that ``weight`` is W', not W."""
     matrix = tape.turned(weight)
     turned, matrix = (not turned, matrix) if matrix is not None else (turned, weight)
-    if not is_parameter(matrix) or matrix.dim() != 2 or not (bias is None or is_parameter(bias)):
+    if not is_parameter(matrix) or matrix.dim() != 2:
         return NotImplemented
+    if bias is not None and not is_parameter(bias):  # part of a bias, say: a value of every row by now
+        return _linear(tape, x, weight, None, turned) + bias
     x, value, offset = cast_inputs(x, matrix.detach(), None if bias is None else bias.detach())
     record = LinearRecord(tape, tape.open(matrix), tape.open(bias), turned)
     if record.weight is None and record.bias is None:
@@ -84,7 +86,9 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.record = record
-        return F.linear(x, weight, bias)
+        out = F.linear(x, weight, bias)
+        # Not a view of itself, as torch may give: layers after this one may write into it.
+        return torch.ops.aten._unsafe_view(out, out.shape) if out._is_view() else out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None, None]:

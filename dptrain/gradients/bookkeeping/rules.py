@@ -22,7 +22,9 @@ from dptrain.gradients.bookkeeping.tape import Rule
 RULES: dict[Any, Rule] = {
     F.linear: linear_rule,
     torch.addmm: addmm_rule,
+    torch.mm: matmul_rule,
     torch.matmul: matmul_rule,
+    torch.Tensor.mm: matmul_rule,
     torch.Tensor.matmul: matmul_rule,
     torch.Tensor.__matmul__: matmul_rule,
     F.conv1d: convolution_rule,

@@ -29,7 +29,9 @@ Rule = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]
 """(tape, function, args, kwargs) -> result, or NotImplemented where the rule does not cover this call."""
 
 _HARMLESS = {"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_leaf", "names", "itemsize"}
+_HARMLESS |= {"is_nested", "is_sparse", "is_quantized", "is_meta", "is_cpu", "nbytes"}
 _HARMLESS_METHODS = {"size", "dim", "numel", "is_floating_point", "is_complex", "__len__", "stride", "is_contiguous"}
+_HARMLESS_METHODS |= {"get_device", "element_size", "nelement", "ndimension", "__hash__", "__repr__"}
 
 
 class Tape(TorchFunctionMode):
@@ -85,17 +87,18 @@ class Tape(TorchFunctionMode):
             result = rule(self, func, args, kwargs)
             if result is not NotImplemented:
                 return result
-        if not self._reads_parameter(args) and not self._reads_parameter(kwargs.values()):
+        if not self.reads_parameter(args) and not self.reads_parameter(kwargs.values()):
             return func(*args, **kwargs)
         return self._without_rule(func, args, kwargs)
 
-    def _reads_parameter(self, values: Any) -> bool:
+    def reads_parameter(self, values: Any) -> bool:
+        """Whether a tracked parameter, or the transpose of one, is among the values or in lists among them."""
         for value in values:
             if isinstance(value, nn.Parameter):
                 if id(value) in self._names:
                     return True
             elif isinstance(value, list | tuple):
-                if self._reads_parameter(value):
+                if self.reads_parameter(value):
                     return True
             elif self._turned and id(value) in self._turned:
                 return True
@@ -106,7 +109,7 @@ class Tape(TorchFunctionMode):
         if name in _HARMLESS or name in _HARMLESS_METHODS:
             return func(*args, **kwargs)
         parameter = args[0] if args else None
-        if name in ("T", "t", "mT") and isinstance(parameter, nn.Parameter) and parameter.dim() == 2:
+        if isinstance(parameter, nn.Parameter) and _turns(name, parameter, args[1:], kwargs):
             view = parameter.detach().t()
             self._turned[id(view)] = (view, parameter)
             return view
@@ -147,6 +150,7 @@ class Tape(TorchFunctionMode):
     def enter(self, name: str, seen: Seen) -> None:
         """Takes what one use of a parameter saw in the backward pass; resolved at once where it is the only use."""
         if self.uses[name] == 1:
+            self.chooser.user = name
             self.contributions[name] = seen.resolve(self)
         else:
             self._seen.setdefault(name, []).append(seen)
@@ -163,6 +167,7 @@ class Tape(TorchFunctionMode):
     def finish(self) -> dict[str, Contribution]:
         """After the backward pass: the contribution of every parameter that the loss reaches."""
         for name, seen in self._seen.items():
+            self.chooser.user = name
             self.contributions[name] = combine(self, seen)
         self._seen, self.grams = {}, {}
         return self.contributions
@@ -223,6 +228,15 @@ def _name_of_function(func: Any) -> str:
     if name == "__get__":  # a property: the name is that of what it belongs to
         return getattr(getattr(func, "__self__", None), "__name__", name)
     return name
+
+
+def _turns(name: str, parameter: nn.Parameter, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function of this name, called on a matrix, gives its transpose."""
+    if parameter.dim() != 2 or kwargs:
+        return False
+    if name == "transpose":
+        return {dim % 2 for dim in rest} == {0, 1}
+    return name in ("T", "t", "mT") and not rest
 
 
 def is_parameter(value: Any) -> bool:

@@ -1,0 +1,94 @@
+"""What to tell the user when a model, a loss or a batch cannot be run by the engine ``bookkeeping``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dptrain.errors import ConfigError
+from dptrain.gradients.protocol import RowLoss
+from dptrain.gradients.refusal import vmap_refusal
+
+
+def loss_of_outputs(row_loss: RowLoss, outputs: Any, target: Tensor) -> Tensor:
+    """The loss of one row, as a scalar.
+
+    Args:
+        row_loss: see ``RowLoss``; one that averages over its batch gives the same, for a batch of one.
+        outputs: what the model gave for a batch of one row.
+        target: (1, ...).
+
+    Raises:
+        ConfigError: the loss makes nothing of what the model returns, or is more than one number a row.
+    """
+    try:
+        loss = row_loss(outputs, target)
+    except (AttributeError, TypeError, KeyError, IndexError) as error:
+        if isinstance(outputs, Tensor):
+            raise
+        raise ConfigError(
+            "model",
+            type(outputs).__name__,
+            f"is what the model returns, and the loss cannot read it ({_first_line(error)})",
+            "let the model return the tensor of its outputs",
+        ) from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        shown = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ConfigError(
+            "model",
+            f"outputs {shown} of one row",
+            f"give a loss of shape {shape}, not one number",
+            "let the model return its rows in the first dimension, and the loss one number a row",
+        )
+    return loss.reshape(())
+
+
+def refusal_of(error: RuntimeError, rows: int, autocast: torch.dtype | None) -> ConfigError | None:
+    """The error to show for one that torch raised; None where it is neither the model's, the batch's nor memory's."""
+    text = str(error)
+    if out_of_memory(error):
+        return no_memory(rows)
+    if "modified by an inplace operation" in text or "being modified inplace" in text:
+        return ConfigError(
+            "model",
+            "in-place operation",
+            f"changes a value that the backward pass needs ({_first_line(error)})",
+            "write y = y * 2 for y.mul_(2), and inplace=False in the layers around it",
+        )
+    if "escaped from inside a function being vmapped" in text:
+        return ConfigError(
+            "clipping.engine",
+            "bookkeeping",
+            "the model keeps values between its forward and its backward pass, as gradient checkpointing does",
+            "turn checkpointing off and lower execution.physical_batch_size, or set clipping.engine=loop",
+        )
+    return vmap_refusal(error, "bookkeeping", autocast)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch had no memory for an allocation, on a CPU or a GPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def no_memory(rows: int) -> ConfigError:
+    """A physical batch does not fit."""
+    return ConfigError(
+        "execution.physical_batch_size", rows, "does not fit in memory", "lower it, or set execution.memory_limit"
+    )
+
+
+def unseen_use(name: str) -> ConfigError:
+    """A parameter reaches the loss through a value that was computed before the forward pass."""
+    return ConfigError(
+        "model",
+        name,
+        "reaches the loss through a value computed outside the forward pass, which cannot be clipped",
+        "compute it inside forward, or freeze the parameter",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].split(". ")[0][:200] if str(error).strip() else type(error).__name__
