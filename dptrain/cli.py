@@ -21,9 +21,10 @@ COMMANDS = {
     "train": "train a model privately (or a baseline: privacy=off)",
     "plan": "dry run: noise, steps, epsilon, cost; reads no private row",
     "audit": "membership-inference check of a finished run",
-    "report": "one page of a finished run, and its summary",
+    "report": "one page of a finished run, or of a budget account (dataset=NAME)",
     "budget": "the budget account of a data set: show, create, limit, freeze, forecast, export, verify",
     "compare": "runs side by side: epsilon, spend, accuracy, cost, and a plot",
+    "register": "a verified bundle as a version of a registered MLflow model",
     "configs": "list and copy the shipped configs",
     "completion": 'shell completion: eval "$(dptrain completion bash)"',
 }

@@ -33,3 +33,22 @@ class CompareConfig:
                 "runs", self.runs, "is not a list of run folders", "give runs=[runs/A,runs/B] or runs=runs"
             )
         self.runs = given
+
+
+@dataclass
+class RegisterConfig:
+    """Root of ``dptrain register``."""
+
+    path: str = "???"
+    """A run folder, or its checkpoint/."""
+    name: str = "???"
+    """Name of the registered model; made when absent."""
+    uri: str | None = None
+    """MLflow store; null: the file that the run was tracked in, else ``sqlite:///mlflow.db``. Servers must be named."""
+    experiment: str = "dptrain"
+    """Experiment of the run that carries a bundle which was never tracked."""
+    format: str = "text"
+    """text or json, on standard output."""
+
+    def __post_init__(self) -> None:
+        choice("format", self.format, ["text", "json"])

@@ -90,25 +90,26 @@ def shares(ledger: Ledger, name: str) -> dict[int, float]:
 
 def next_runs(ledger: Ledger, name: str) -> dict[str, Any] | None:
     """How many more runs like the newest charged one fit, one after another; None where none was charged yet."""
-    from dptrain.privacy.accounting import self_composed
-    from dptrain.privacy.privacy_filter import steps_of
+    from dptrain.privacy.privacy_filter import fits, value
 
     account = ledger.account(name)
     charged = [ledger.state.entries[number] for number in account.entries]
     newest = next((entry for entry in reversed(charged) if entry.event is not None), None)
-    if newest is None or newest.event is None:
+    if newest is None:
         return None
-    planned, step = steps_of(newest.event)
+
+    def with_more(runs: int) -> list[int]:
+        return account.with_more(newest.prices, newest.planned_steps * runs)
 
     def after(runs: int) -> float:
-        return ledger.what_if(name, self_composed(planned * runs, step))
+        return value(account.rules, with_more(runs))
 
     low, high = 0, 1
-    while high <= MOST and after(high) <= account.epsilon * (1 - 1e-12):
+    while high <= MOST and fits(account.rules, with_more(high), account.epsilon):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if after(middle) <= account.epsilon * (1 - 1e-12) else (low, middle)
+        low, high = (middle, high) if fits(account.rules, with_more(middle), account.epsilon) else (low, middle)
     kind = {"entry": newest.entry, "purpose": newest.purpose, "epsilon": newest.epsilon, "delta": newest.delta}
     runs = min(low, MOST)
     return {**kind, "runs": runs, "account_after_one": after(1), "account_after_all": after(runs) if runs else None}

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ConfigError, one_line
+from dptrain.tracking.budget import statement_tags
 from dptrain.tracking.outbox import Outbox, Points
 from dptrain.tracking.store import REMEDY, creation_lock, resolve_store
+from dptrain.tracking.verified import verified_statement
 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 LONGEST_PARAM, LONGEST_TAG, MOST_PARAMS = 6000, 8000, 100
@@ -64,6 +66,8 @@ class MlflowTracker:
         self._attached = False
         self._started = time.time()
         self._outbox: Outbox | None = None
+        self.registered: str | None = None
+        """The model version that ``register`` made, once it is known."""
 
     @property
     def run_id(self) -> str | None:
@@ -133,18 +137,39 @@ class MlflowTracker:
         """Hands over a file, or the files of a folder; it must stay as it is until ``finish``."""
         self._do(lambda: self._send_files(path, folder))
 
+    def tag(self, tags: dict[str, str]) -> None:
+        """Adds tags to the run; an older value of the same name is replaced."""
+
+        def send() -> None:
+            rows = [self._mlflow.entities.RunTag(key, str(value)[:LONGEST_TAG]) for key, value in tags.items()]
+            self._client.log_batch(self._known_run(), tags=rows)
+
+        if tags:
+            self._do(send)
+
     def register(self, name: str, bundle: Path) -> None:
-        """Sends the release bundle and makes it a version of the registered model ``name``; nothing is pickled."""
+        """Sends the release bundle and makes it a version of the registered model ``name``; nothing is pickled.
+
+        Guarantee: no version is made of a bundle whose statement did not verify just before. The version carries the
+        statement's digest, epsilon and delta as tags.
+
+        Raises:
+            ClaimRejected: the statement does not verify (exit code 4); nothing is sent.
+        """
+        tags = statement_tags(verified_statement(bundle))
 
         def register_version() -> None:
             self._send_files(bundle, "checkpoint")
-            root = self._client.get_run(self._run_id).info.artifact_uri
+            root = self._client.get_run(self._known_run()).info.artifact_uri
             try:
                 self._client.create_registered_model(name)
             except Exception as error:
                 if _code(error) != "RESOURCE_ALREADY_EXISTS":
                     raise
-            self._client.create_model_version(name, f"{root}/checkpoint", self._run_id, await_creation_for=None)
+            made = self._client.create_model_version(
+                name, f"{root}/checkpoint", self._run_id, tags=tags, await_creation_for=None
+            )
+            self.registered = str(made.version)
 
         self._do(register_version)
 

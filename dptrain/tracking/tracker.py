@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Tracker(Protocol):
-    """A copy of a run elsewhere. Nothing but ``start`` may raise, and ``log`` never waits: the run goes on."""
+    """A copy of a run elsewhere. Only ``start`` and ``register`` may raise; ``log`` never waits: the run goes on."""
 
     def start(self, run_name: str, params: dict[str, str], tags: dict[str, str], note: str) -> str | None:
         """Opens a run; its id, or None when the tracker has none (yet)."""
@@ -21,12 +21,20 @@ class Tracker(Protocol):
         """Hands over the metrics of one step, ``seconds`` after the start."""
         ...
 
+    def tag(self, tags: dict[str, str]) -> None:
+        """Adds tags to the run, those of its ledger entry and its statement among them."""
+        ...
+
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Hands over a file, or all files of a folder, to lie under ``folder`` there."""
         ...
 
     def register(self, name: str, bundle: Path) -> None:
-        """Makes the release bundle a new version of the registered model ``name``."""
+        """Makes the release bundle a new version of the registered model ``name``.
+
+        Raises:
+            ClaimRejected: its statement does not verify; nothing is registered (exit code 4).
+        """
         ...
 
     def finish(self, status: str) -> bool:
@@ -72,6 +80,9 @@ class NullTracker:
         """Attaches to nothing."""
 
     def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """Keeps nothing."""
+
+    def tag(self, tags: dict[str, str]) -> None:
         """Keeps nothing."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from dptrain.config import TrackingConfig
-from dptrain.errors import ConfigError
+from dptrain.errors import ClaimRejected, ConfigError
+from dptrain.tracking.budget import statement_tags
 from dptrain.tracking.choose import make_tracker
 from dptrain.tracking.mlflow import MlflowTracker
 from dptrain.tracking.tracker import NullTracker
@@ -68,7 +69,9 @@ def test_a_later_command_goes_on_with_the_run(store: Path, tmp_path: Path) -> No
     assert run.info.status == "KILLED" and run.data.metrics["late"] == 2.0
 
 
-def test_a_bundle_becomes_a_version_each_time(store: Path, tmp_path: Path) -> None:
+def test_a_bundle_becomes_a_version_each_time(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statement = {"schema": "s/2", "guarantee": {"epsilon": 1.5, "delta": 1e-5}, "unit": {"kind": "record"}}
+    monkeypatch.setattr("dptrain.tracking.mlflow.verified_statement", lambda bundle: statement)
     bundle = tmp_path / "checkpoint"
     bundle.mkdir()
     (bundle / "model.json").write_text("{}")
@@ -81,9 +84,42 @@ def test_a_bundle_becomes_a_version_each_time(store: Path, tmp_path: Path) -> No
     assert sorted(int(v.version) for v in versions) == [1, 2]
     assert {v.run_id for v in versions} == {tracker.run_id for tracker in trackers}
     assert (Path(versions[0].source.removeprefix("file://")) / "model.json").is_file()
+    assert sorted(str(tracker.registered) for tracker in trackers) == ["1", "2"]
+    for version in versions:
+        assert version.tags == statement_tags(statement)
+        assert version.tags["dp.epsilon"] == "1.5" and len(version.tags["dp.statement_digest"]) == 64
 
 
-def test_a_dead_server_costs_the_run_nothing(tmp_path: Path) -> None:
+def test_a_bundle_that_does_not_verify_becomes_no_version(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(bundle: Path) -> dict[str, Any]:
+        raise ClaimRejected("checkpoint", bundle, "epsilon does not follow from the event", "do not register it")
+
+    monkeypatch.setattr("dptrain.tracking.mlflow.verified_statement", refuse)
+    tracker = MlflowTracker(f"sqlite:///{store}", "digits")
+    run_id = tracker.start("run", {}, {}, "")
+    with pytest.raises(ClaimRejected, match="does not follow"):
+        tracker.register("liar", tmp_path)
+    assert tracker.finish("finished") and run_id
+    client = client_of(tracker)
+    assert list(client.search_model_versions("name='liar'")) == []
+    assert [model.name for model in client.search_registered_models()] == []
+    assert client.list_artifacts(run_id) == []
+
+
+def test_tags_may_follow_and_replace(store: Path) -> None:
+    tracker = MlflowTracker(f"sqlite:///{store}", "digits")
+    run_id = tracker.start("run-1", {}, {"dp.account": "old"}, "")
+    tracker.tag({"dp.account": "adult", "dp.ledger_entry": "7", "dp.ledger_head": "x" * 9000})
+    tracker.tag({})
+    assert tracker.finish("finished"), tracker.trouble
+    tags = client_of(tracker).get_run(run_id).data.tags
+    assert (tags["dp.account"], tags["dp.ledger_entry"], len(tags["dp.ledger_head"])) == ("adult", "7", 8000)
+
+
+def test_a_dead_server_costs_the_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dptrain.tracking.mlflow.verified_statement", lambda bundle: {})
     tracker = MlflowTracker(DEAD, "digits", patience=1.0)
     assert tracker.start("run", {"a": "1"}, {}, "") is None
     for step in range(50):
@@ -91,6 +127,7 @@ def test_a_dead_server_costs_the_run_nothing(tmp_path: Path) -> None:
         tracker.log(step, {"epsilon": 0.1}, 0.0)
         assert time.monotonic() - begun < 0.1
     tracker.artifact(tmp_path / "absent")
+    tracker.tag({"a": "b"})
     tracker.register("m", tmp_path)
     begun = time.monotonic()
     assert tracker.finish("finished") is False
