@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dptrain.config_budget import BudgetConfig
-from dptrain.config_compare import CompareConfig
+from dptrain.config_compare import CompareConfig, RegisterConfig
 from dptrain.errors import ConfigError
 from dptrain.ranges import choice as _choice
 from dptrain.ranges import no_password
@@ -384,5 +384,6 @@ ROOTS: dict[str, type] = {
     "report": ReportConfig,
     "budget": BudgetConfig,
     "compare": CompareConfig,
+    "register": RegisterConfig,
 }
 """Command -> root dataclass."""
