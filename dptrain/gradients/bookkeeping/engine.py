@@ -42,6 +42,10 @@ class BookkeepingEngine:
         row_loss: (outputs (1, ...), targets (1,)) -> (1,) loss.
         rule: clipping norm and grid.
         settings: autocast, and the limit on what is held between norms and sum.
+
+    Attributes:
+        without_rule: function that has no rule -> a parameter that it reads by copies a row; of the latest pass.
+        ways: parameter -> how its part was computed in the latest pass: the way picked, or the form of the one way.
     """
 
     name = "bookkeeping"
@@ -61,6 +65,7 @@ class BookkeepingEngine:
         self._autocast = settings.autocast
         self.chooser = Chooser(settings.memory_limit)
         self.without_rule: dict[str, str] = {}
+        self.ways: dict[str, str] = {}
         self._writes_inputs = True  # until a pass has shown that the model does not
 
     def add_clipped_sum(self, batch: PhysicalBatch, total: Tensor) -> UnitStats:
@@ -84,6 +89,7 @@ class BookkeepingEngine:
         contributions = tape.finish()
         self.chooser.settle()
         self.without_rule = tape.without_rule
+        self.ways = {name: self.chooser.way_of(name) or type(c).__name__ for name, c in contributions.items()}
         norms, factor = self._clip(contributions, tape.groups, sum(p.numel() for p in moving.values()))
         parts = []
         for name, parameter in moving.items():
