@@ -17,6 +17,7 @@ from dptrain.gradients.bookkeeping.normalisation import (
     layer_norm_rule,
     rms_norm_rule,
 )
+from dptrain.gradients.bookkeeping.recurrent import cell_rule, packed_rule, recurrent_rule
 from dptrain.gradients.bookkeeping.tape import Rule
 
 RULES: dict[Any, Rule] = {
@@ -37,4 +38,13 @@ RULES: dict[Any, Rule] = {
     F.rms_norm: rms_norm_rule,
     F.scaled_dot_product_attention: attention_rule,
     F.multi_head_attention_forward: multi_head_rule,
+    torch.lstm: recurrent_rule,
+    torch.gru: recurrent_rule,
+    torch.rnn_tanh: recurrent_rule,
+    torch.rnn_relu: recurrent_rule,
+    torch._pack_padded_sequence: packed_rule,
+    torch.lstm_cell: cell_rule,
+    torch.gru_cell: cell_rule,
+    torch.rnn_tanh_cell: cell_rule,
+    torch.rnn_relu_cell: cell_rule,
 }
