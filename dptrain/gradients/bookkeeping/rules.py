@@ -42,7 +42,7 @@ RULES: dict[Any, Rule] = {
     torch.gru: recurrent_rule,
     torch.rnn_tanh: recurrent_rule,
     torch.rnn_relu: recurrent_rule,
-    torch._pack_padded_sequence: packed_rule,
+    torch._pack_padded_sequence: packed_rule,  # pyright: ignore[reportPrivateImportUsage]
     torch.lstm_cell: cell_rule,
     torch.gru_cell: cell_rule,
     torch.rnn_tanh_cell: cell_rule,
