@@ -117,7 +117,7 @@ def cards(summary: Summary, runs: list[KnownRun]) -> list[Card]:
     share = f"{100 * spent(summary) / limit:.0f}\u00a0% of {epsilon_up(limit)}"
     remaining = max(0.0, limit - spent(summary))
     coming = summary.get("next")
-    more = Card("More runs that fit", MISSING, "no charged run yet")
+    more = Card("More runs that fit", "-", "no charged run yet to go by")
     if coming:
         more = Card(
             "More runs that fit", f"{coming['runs']:,}", f"like the newest, ε = {epsilon_up(coming['epsilon'])}"

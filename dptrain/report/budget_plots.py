@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"final": BLUE, "trial": VERMILION, "evaluation": GREEN, "audit": PURPLE, "debug": GREY}
-MOST_BARS = 24
+MOST_BARS = 14
 """Bars beyond which the smallest are drawn as one."""
 NAME = 26
 INK, REST = "#1b2733", "#dde3e8"
@@ -100,7 +100,7 @@ def _admissions(axes: Axes, summary: Summary) -> None:
 
 
 def _bars(summary: Summary) -> Figure:
-    """One bar a run, sweeps as one, the newest at the bottom; beyond 24 the smallest together."""
+    """One bar a run, sweeps as one, the newest at the bottom; beyond 14 the smallest together."""
     charged = [bar for bar in facts.bars(summary) if bar["part"] > 0]
     if len(charged) > MOST_BARS:
         kept = sorted(charged, key=lambda bar: -bar["part"])[: MOST_BARS - 1]
