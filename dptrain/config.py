@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dptrain.config_budget import BudgetConfig
+from dptrain.config_budget import BudgetConfig, LedgerConfig
 from dptrain.config_compare import CompareConfig, RegisterConfig
 from dptrain.errors import ConfigError
 from dptrain.ranges import choice as _choice
@@ -154,6 +154,8 @@ class DataConfig:
     """Column that names the user; needed by privacy.unit=user."""
     image_size: list[int] | None = None
     """Image folders: [channels, height, width] that pictures are converted to."""
+    all_public: bool = False
+    """Declares that the training rows, too, are public or synthetic: runs on them need no account."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keywords of the source's own function."""
 
@@ -235,16 +237,16 @@ class ExecutionConfig:
     """auto (CUDA when present), cpu, cuda or cuda:N."""
     threads: int | None = None
     """CPU threads of torch, at least 1; None leaves torch's choice."""
-
-    def __post_init__(self) -> None:
     memory_limit: int | None = None
     """MiB that the engine bookkeeping may hold for its sum, at least 1; None: a quarter of the free memory."""
+
+    def __post_init__(self) -> None:
         _number("execution.physical_batch_size", self.physical_batch_size, low=1)
         _choice("execution.dtype", self.dtype, ["float32", "bfloat16", "float64"])
         _number("execution.threads", self.threads, low=1)
+        _number("execution.memory_limit", self.memory_limit, low=1)
         device = self.device.split(":")
         _choice("execution.device", device[0], ["auto", "cpu", "cuda"])
-        _number("execution.memory_limit", self.memory_limit, low=1)
 
 
 @dataclass
@@ -272,6 +274,13 @@ class RunConfig:
     """Letters, digits, '.', '_' and '-'; default: time of launch and a random suffix."""
     dir: str | None = None
     """Folder of this run; default ``runs/<run_id>``. Must be absent or empty."""
+    purpose: str | None = None
+    """What it spends for: debug (public or synthetic data only: free), trial, final, evaluation or audit. Private data
+    without one is refused; public data without one is debug."""
+
+    def __post_init__(self) -> None:
+        if self.purpose is not None:
+            _choice("run.purpose", self.purpose, ["debug", "trial", "final", "evaluation", "audit"])
 
 
 @dataclass
@@ -302,6 +311,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
     imports: list[str] = field(default_factory=list)
     """The user's own Python files or modules, whose functions register themselves."""
     allow_nonprivate_metrics: list[str] = field(default_factory=list)

@@ -24,17 +24,19 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
     # 1. Everything that can be refused is refused before a private row is read.
     setup = stages.prepare(config)
+    ledger = stages.open_account(setup)
 
-    # 2. Private rows are read; the folder appears once they are known to be usable.
-    loaded = stages.read_rows(setup)
-    folder = stages.open_folder(setup, loaded)
+    # 2. Private rows are read and identified; their account admits the whole plan, or nothing happens.
+    loaded = stages.read_rows(setup, ledger)
+    with stages.reserve(setup, loaded, ledger) as budget:
+        folder = stages.open_folder(setup, loaded)
 
-    # 3. Draw, clip, add noise, step; public metrics on the way.
-    trainer, recorder, tracker = stages.assemble(setup, loaded, folder)
-    outcome = stages.train(setup, trainer, recorder, tracker, folder)
+        # 3. Draw, clip, write the intent down, add noise, step; public metrics on the way.
+        trainer, recorder, tracker = stages.assemble(setup, loaded, folder, budget)
+        outcome = stages.train(setup, trainer, recorder, tracker, folder)
 
-    # 4. What may leave the building, and what it promises.
-    statement = stages.release(setup, trainer, outcome, folder)
+        # 4. What may leave the building, and what it promises.
+        statement = stages.release(setup, trainer, outcome, folder, budget)
     result = stages.conclude(setup, outcome, recorder, tracker, folder, statement)
     stages.say(result, folder, statement)
     return result

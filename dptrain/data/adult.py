@@ -91,6 +91,7 @@ def adult(config: DataConfig, seed: int, verify: bool = True) -> Source:
         class_names=CLASSES,
         licence=shipped("adult")["licence"],
         public_split="the official 16,281 test rows",
+        is_public=True,
     )
 
     def read(file: str) -> Rows:

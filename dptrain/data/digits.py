@@ -37,6 +37,7 @@ def digits(config: DataConfig, seed: int) -> Source:
         class_names=tuple("0123456789"),
         licence="BSD-3-Clause (scikit-learn); UCI CC BY 4.0",
         public_split=f"{PUBLIC_ROWS} rows chosen by a fixed permutation of positions",
+        is_public=True,
     )
     return Source(info, _load)
 

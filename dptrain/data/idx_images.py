@@ -52,6 +52,7 @@ def _source(config: DataConfig, name: str, class_names: tuple[str, ...], verify:
         class_names=class_names,
         licence=shipped(name)["licence"],
         public_split="the official 10,000 test rows",
+        is_public=True,
     )
 
     def read(stem: str) -> Rows:

@@ -39,6 +39,8 @@ class SourceInfo:
     licence: str = "not stated"
     public_split: str = "the source's test rows"
     """Which rows are public (evaluation, attack non-members), as a phrase."""
+    is_public: bool = False
+    """Whether the training rows, too, are public or synthetic, so that nobody's budget is spent."""
 
     @property
     def num_outputs(self) -> int:

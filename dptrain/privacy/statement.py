@@ -50,6 +50,12 @@ class RunFacts:
     test_randomness: bool = False
     """Draws and noise came from a test key: the run promises nothing."""
     nonprivate_metrics: list[str] = field(default_factory=list)
+    composition: dict[str, Any] | None = None
+    """What the data set's account bears beside this run; None where no ledger was kept."""
+    tuning: dict[str, Any] | None = None
+    """How settings were chosen, and what that cost; None where nothing was tried."""
+    audit: dict[str, Any] | None = None
+    """What an audit found, where its user chose to publish it."""
 
 
 def make_statement(plan: Plan, facts: RunFacts) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     for each planned step:
         draw        each unit with probability q, independently; may be empty
         clipped sum of the draw, physical batch by physical batch (world size W: summed over ranks)
+        intent      on record before the noise leaves
         release     (clipped sum + noise) / divisor
         optimizer   any; post-processing
 
@@ -63,6 +64,7 @@ class Trainer:
         engine: adds clipped sums, in grid steps where ``grid`` is set.
         noise: the noise of a step in the same unit; None only for a non-private plan.
         grid: size of a grid step, or None where sums are in the gradient's own unit.
+        intend: called with a step's number, from 1, before its noise is drawn; returns once that is on record.
         group: process group whose ranks hold disjoint units; None for one process.
     """
 
@@ -75,6 +77,7 @@ class Trainer:
     grid: float | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    intend: Callable[[int], None] = lambda step: None
     group: dist.ProcessGroup | None = None
     parameters: list[nn.Parameter] = field(init=False)
 
@@ -94,6 +97,7 @@ class Trainer:
         with _stop_on_signal() as stop:
             while done < self.plan.steps and not stop.is_set():
                 report = self._clipped_sum(done, total)
+                self.intend(done + 1)
                 self._release(done, total)
                 self.optimizer.step()
                 self.schedule.step()

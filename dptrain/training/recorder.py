@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from dptrain.tracking.budget import budget_metrics
 from dptrain.training.loop import StepReport
 
 Record = dict[str, Any]
@@ -35,6 +36,7 @@ class Recorder:
         listeners: called with every public record (metrics.jsonl, tracker, progress).
         internal: takes what was computed from private rows.
         published: internal metrics the user chose to publish all the same.
+        standing: steps -> epsilon at which the data set's account stands, and its limit; None where none is kept.
     """
 
     steps: list[int]
@@ -44,6 +46,7 @@ class Recorder:
     listeners: list[Callable[[Record], None]]
     internal: Sink
     published: list[str] = field(default_factory=list)
+    standing: Callable[[int], tuple[float, float] | None] = lambda steps: None
     last: Record = field(default_factory=dict)
 
     def on_step(self, done: int, report: StepReport, seconds: float) -> None:
@@ -62,7 +65,8 @@ class Recorder:
         record: Record = {"step": done, "seconds": round(seconds, 3)}
         value = epsilon if epsilon is not None else self.epsilons.get(done)
         if value is not None and self.epsilon_limit is not None:
-            record |= {"epsilon": value, "budget_remaining": max(0.0, self.epsilon_limit - value)}
+            spent, limit = self.standing(done) or (value, self.epsilon_limit)
+            record |= {"epsilon": value, **budget_metrics(spent, limit)}
         record |= self.evaluate()
         record |= {name: private[name] for name in self.published if private[name] is not None}
         self.last = record

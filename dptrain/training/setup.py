@@ -21,6 +21,7 @@ from dptrain.privacy.plan import Plan, compile_plan
 from dptrain.registry import engines, load_user_files, sources
 from dptrain.run_folder import RunFolder, new_run
 from dptrain.training.assemble import pick_device
+from dptrain.training.budget import check_purpose
 from dptrain.training.evaluate import metric_names
 from dptrain.training.losses import check_row_loss, row_loss
 from dptrain.training.optimizers import build_optimizer, build_schedule
@@ -39,6 +40,8 @@ class Setup:
     metrics: list[str]
     folder: RunFolder
     keystream: Keystream
+    purpose: str
+    """The run's class: debug, trial, final, evaluation or audit."""
 
     @property
     def num_parameters(self) -> int:
@@ -68,6 +71,7 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
         folder.check_free()
     source = sources.build(config.data.name, config.data, config.seed, options=config.data.options)
     check_promises(config, source.info)
+    purpose = check_purpose(config, source.info)
     plan = compile_plan(config.privacy, source.info.public_size)
     device = pick_device(config.execution.device)
     spec = model_spec(config, source.info)
@@ -93,6 +97,7 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
         metrics=names,
         folder=folder,
         keystream=Keystream(),
+        purpose=purpose,
     )
 
 

@@ -16,6 +16,7 @@ from dptrain.data.source import Rows, Splits
 from dptrain.data.units import load_capped
 from dptrain.errors import ConfigError
 from dptrain.models.features import cached_features
+from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.statement import RunFacts, make_statement
 from dptrain.run_folder import CACHE, RunFolder, write_json, write_text
 from dptrain.tracking.choose import make_tracker
@@ -23,12 +24,26 @@ from dptrain.tracking.console import Progress, summary
 from dptrain.tracking.metrics_log import MetricsLog
 from dptrain.tracking.tracker import Tracker
 from dptrain.training.assemble import build_trainer
+from dptrain.training.budget import Budget
+from dptrain.training.budget import open_account as open_ledger_for
+from dptrain.training.budget import reserve as reserve_plan
 from dptrain.training.evaluate import evaluate
 from dptrain.training.loop import Outcome, StepReport, Trainer
 from dptrain.training.recorder import Record, Recorder, evaluation_steps
 from dptrain.training.setup import Setup, prepare
 
-__all__ = ["assemble", "conclude", "open_folder", "prepare", "read_rows", "release", "say", "train"]
+__all__ = [
+    "assemble",
+    "conclude",
+    "open_account",
+    "open_folder",
+    "prepare",
+    "read_rows",
+    "release",
+    "reserve",
+    "say",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -37,9 +52,16 @@ class Loaded:
 
     splits: Splits
     manifest: dict[str, Any]
+    digest: str | None = None
+    """Of the rows, under the ledger's key; None where no ledger is kept. Written nowhere but in the ledger."""
 
 
-def read_rows(setup: Setup) -> Loaded:
+def open_account(setup: Setup) -> Ledger | None:
+    """The ledger this run is counted in, checked and in reach; None for runs that need none. Reads no private row."""
+    return open_ledger_for(setup.config, setup.purpose)
+
+
+def read_rows(setup: Setup, ledger: Ledger | None = None) -> Loaded:
     """Reads the private and the public rows, caps rows of a unit, applies the fixed feature map.
 
     The salted digest is of the rows as the source gave them, before any feature map.
@@ -61,7 +83,18 @@ def read_rows(setup: Setup) -> Loaded:
         )
     salt = new_salt()
     manifest = {"salt": salt.hex(), "digest": manifest_digest(train, salt), "rows": len(train)}
-    return Loaded(Splits(_mapped(setup, train), _mapped(setup, splits.public)), manifest)
+    digest = None if ledger is None else manifest_digest(train, ledger.secret)
+    return Loaded(Splits(_mapped(setup, train), _mapped(setup, splits.public)), manifest, digest)
+
+
+def reserve(setup: Setup, loaded: Loaded, ledger: Ledger | None) -> Budget:
+    """Reserves the whole planned event from the account that knows these rows, before anything is made of them.
+
+    Raises:
+        BudgetRefused: the account cannot bear it; nothing was written.
+    """
+    run_id, purpose = setup.folder.run_id, setup.purpose
+    return reserve_plan(ledger, setup.config, setup.source.info, setup.plan, loaded.digest, run_id, purpose)
 
 
 def _mapped(setup: Setup, rows: Rows) -> Rows:
@@ -83,7 +116,7 @@ def open_folder(setup: Setup, loaded: Loaded) -> RunFolder:
     return folder
 
 
-def assemble(setup: Setup, loaded: Loaded, folder: RunFolder) -> tuple[Trainer, Recorder, Tracker]:
+def assemble(setup: Setup, loaded: Loaded, folder: RunFolder, budget: Budget) -> tuple[Trainer, Recorder, Tracker]:
     """The trainer, the recorder with its odometer, and the tracker; the plan goes to the folder and the tracker."""
     config, plan = setup.config, setup.plan
     steps = evaluation_steps(plan.steps, config.evaluation.every)
@@ -91,7 +124,8 @@ def assemble(setup: Setup, loaded: Loaded, folder: RunFolder) -> tuple[Trainer, 
     epsilons = dict(zip(steps, values, strict=True)) if values else {}
     odometer = {"steps": steps, "epsilon": values} if values else None
     write_json(folder.plan, plan.to_json(setup.num_parameters, odometer))
-    trainer = build_trainer(config, plan, setup.module, loaded.splits.train, setup.row_loss, setup.keystream)
+    rows, keystream = loaded.splits.train, setup.keystream
+    trainer = build_trainer(config, plan, setup.module, rows, setup.row_loss, keystream, budget.intend)
 
     def look() -> dict[str, float]:
         task, size = setup.source.info.task, config.evaluation.batch_size
@@ -105,6 +139,7 @@ def assemble(setup: Setup, loaded: Loaded, folder: RunFolder) -> tuple[Trainer, 
         listeners=[MetricsLog(folder.metrics).append],
         internal=MetricsLog(folder.internal_metrics),
         published=config.allow_nonprivate_metrics,
+        standing=budget.standing,
     )
     return trainer, recorder, _tracker(setup, folder)
 
@@ -171,9 +206,10 @@ def _track(tracker: Tracker, record: Record) -> None:
     tracker.log(int(record["step"]), numbers, float(record["seconds"]))
 
 
-def release(setup: Setup, trainer: Trainer, outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
-    """Writes the statement and the release bundle; returns the statement."""
+def release(setup: Setup, trainer: Trainer, outcome: Outcome, folder: RunFolder, budget: Budget) -> dict[str, Any]:
+    """Settles the account, writes the statement and the release bundle; returns the statement."""
     info = setup.source.info
+    budget.settle(outcome.steps_done)
     facts = RunFacts(
         run_id=folder.run_id,
         steps_done=outcome.steps_done,
@@ -187,6 +223,7 @@ def release(setup: Setup, trainer: Trainer, outcome: Outcome, folder: RunFolder)
         },
         test_randomness=not setup.keystream.is_private,
         nonprivate_metrics=setup.config.allow_nonprivate_metrics,
+        composition=budget.composition(setup.plan.epsilon_after(outcome.steps_done)),
     )
     statement = make_statement(setup.plan, facts)
     write_json(folder.statement, statement)
@@ -221,7 +258,7 @@ def _write_result(
     setup: Setup, outcome: Outcome, recorder: Recorder, tracker: Tracker, folder: RunFolder
 ) -> dict[str, Any]:
     private = setup.plan.is_private and setup.keystream.is_private
-    skip = ("step", "seconds", "epsilon", "budget_remaining")
+    skip = ("step", "seconds", "epsilon", "budget_spent", "budget_remaining")
     result = {
         "run_id": folder.run_id,
         "status": outcome.status,

@@ -70,6 +70,8 @@ BASE = [
     "privacy.expected_batch_size=20",
     "privacy.epochs=1",
     "tracking=none",
+    "run.purpose=trial",
+    "ledger.epsilon_limit=1000",
 ]
 
 

@@ -19,6 +19,8 @@ TABLE = [
     "tracking=none",
     "privacy.expected_batch_size=20",
     "privacy.epochs=1",
+    "run.purpose=final",
+    "ledger.epsilon_limit=100",
 ]
 
 
