@@ -47,9 +47,9 @@ class BudgetConfig:
     unit: str = "record"
     """create: whose presence is protected, ``record`` or ``user``."""
     sampling_rate: float | None = None
-    """forecast: share of units in a draw, in (0, 1]; null: that of the newest run."""
+    """Shape of runs, forecast: null is that of the newest run; create: the filter is made for it. In (0, 1]."""
     steps: int | None = None
-    """forecast: steps of a run, at least 1; null: those of the newest run."""
+    """Shape of runs, as above: steps, at least 1."""
     reason: str = ""
     """limit, freeze, unfreeze, close: why; kept in the ledger."""
     note: str = ""

@@ -26,8 +26,7 @@ def run(verb: str, config: BudgetConfig) -> None:
     if verb == "verify":
         verify(ledger, config)
     elif verb == "export":
-        for row in ledger.rows():
-            print(json.dumps(row, sort_keys=True))
+        sys.stdout.writelines(json.dumps(row, sort_keys=True) + "\n" for row in ledger.rows())
     elif verb == "forecast":
         from dptrain.privacy.budget_view import forecast_text
         from dptrain.privacy.forecast import forecast
@@ -43,9 +42,12 @@ def run(verb: str, config: BudgetConfig) -> None:
 def change(verb: str, ledger: Any, config: BudgetConfig) -> None:
     """The verbs that add a row; 'show' adds none."""
     if verb == "create":
-        limit = {"epsilon": needed(config, "epsilon"), "delta": needed(config, "delta")}
+        from dptrain.privacy.forecast import typical_run
+
+        limit = (needed(config, "epsilon"), needed(config, "delta"))
         more = {"unit": config.unit, "digest": config.digest, "note": config.note}
-        ledger.create_account(needed(config, "dataset"), **limit, **more)
+        typical = typical_run(*limit, config.sampling_rate, config.steps)
+        ledger.create_account(needed(config, "dataset"), *limit, **more, typical=typical)
     elif verb == "limit":
         if config.delta is not None:
             raise ConfigError("delta", config.delta, "is fixed for the life of an account", "leave it out")
@@ -68,10 +70,9 @@ def show(ledger: Any, config: BudgetConfig) -> None:
 
     if config.dataset is None:
         data = view.overview_data(ledger)
-        say(config, data, view.overview_text(data))
-    else:
-        data = view.account_data(ledger, config.dataset)
-        say(config, data, view.account_text(data))
+        return say(config, data, view.overview_text(data))
+    data = view.account_data(ledger, config.dataset)
+    say(config, data, view.account_text(data))
 
 
 def verify(ledger: Any, config: BudgetConfig) -> None:

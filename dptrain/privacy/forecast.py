@@ -8,6 +8,7 @@ from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
+from dptrain.privacy.accounting import Event
 from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.ledger_state import Account, State
 from dptrain.privacy.privacy_filter import fits, step_price
@@ -51,6 +52,17 @@ def forecast(
         "fits": rows,
         "largest": _largest(lambda sigma: admits(sigma, 1), rate, length, account.delta),
     }
+
+
+def typical_run(limit: float, delta: float, sampling_rate: float | None, steps: int | None) -> Event | None:
+    """A run of that shape that takes a quarter of the limit: what a new account's filter is best made for.
+
+    None where the shape is not known; the filter then suits Gaussian noise, and fits fewer runs of little noise.
+    """
+    if sampling_rate is None or steps is None:
+        return None
+    sigma = _noise_for(limit / 4, delta, sampling_rate, steps)
+    return accounting.self_composed(steps, accounting.poisson_sampled(sampling_rate, accounting.gaussian(sigma)))
 
 
 def _newest_shape(state: State, account: Account) -> tuple[float, int]:

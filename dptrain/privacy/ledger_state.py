@@ -103,6 +103,7 @@ class State:
     hash: str = ""
     accounts: dict[str, Account] = field(default_factory=dict)
     entries: dict[int, EntryState] = field(default_factory=dict)
+    open_now: set[int] = field(default_factory=set)
     account_of: dict[str, str] = field(default_factory=dict)
     secret_digest: str = ""
 
@@ -141,7 +142,7 @@ class State:
 
     def open_entries(self, run_id: str) -> list[EntryState]:
         """Entries of a run that are still open."""
-        return [entry for entry in self.entries.values() if entry.run_id == run_id and entry.is_open]
+        return [self.entries[number] for number in sorted(self.open_now) if self.entries[number].run_id == run_id]
 
     def _account(self, row: dict[str, Any]) -> None:
         rules = rules_from(row["rules"])
@@ -171,6 +172,7 @@ class State:
         account.reserved = account.with_more(entry.prices, entry.planned_steps)
         account.entries.append(entry.entry)
         self.entries[entry.entry] = entry
+        self.open_now.add(entry.entry)
 
     def _charge(self, entry: EntryState, steps: int) -> None:
         charged = self.accounts[entry.account].charged
@@ -183,4 +185,5 @@ class State:
         account = self.accounts[entry.account]
         account.reserved = account.with_more(entry.prices, row["steps"] - entry.planned_steps)
         entry.steps_done, entry.reason = row["steps"], row.get("reason", "")
+        self.open_now.discard(entry.entry)
         entry.status = "settled" if row["kind"] == "settle" else "abandoned"
