@@ -11,6 +11,7 @@ Four forms, by how a unit's gradient P_u of the parameter is held:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -22,7 +23,14 @@ ROUNDING = 4 * 2.0**-24
 UNDERFLOW = 2.0**-126
 """Smallest normal float32: products below it may be lost."""
 UNSAFE = 2e-4
-"""Share of a squared norm from which an allowance for rounding is replaced by a computation in float64."""
+"""Share of a squared norm that rounding may have taken, from which the norm is computed again in float64."""
+LOUD = 100.0
+"""Cancellation, sum of |a_t| |g_t| over |sum of g_t a_t'|, from which a unit is added in float64 and apart: among the
+others its terms, far larger than C, would leave their rounding errors in the sum."""
+CANCELLED = 0.01
+"""Share of |P|^2 + |Q|^2 that |P + Q|^2 falls under where a table's two gradients cancel."""
+MOST_UNITS = 512
+"""Units that are added up in float32; the sums of so many are added in float64."""
 SMALL = 1e-28
 """Squared norms from here on cannot have lost anything that matters to underflow."""
 
@@ -58,8 +66,8 @@ def squared_norms(values: Tensor) -> Tensor:
     """(U, *shape) float32 or float64 -> (U,) float64 squared norms.
 
     Float32 squares are added in runs of at most 64, whose sums are then added in float64: relative error below
-    66 2^-24 < 4e-6 in the worst case, 2e-7 as found; overflow gives infinity, never a small number. Units whose
-    squares may have fallen below what float32 holds are taken again in float64.
+    66 2^-24 < 4e-6 in the worst case, 2e-7 as found. Units whose squares may have fallen out of what float32 holds,
+    at either end, are taken again in float64.
     """
     flat = values.reshape(len(values), -1)
     if flat.dtype == torch.float64:
@@ -71,9 +79,19 @@ def squared_norms(values: Tensor) -> Tensor:
         total += torch.linalg.vector_norm(runs, dim=2).double().square_().sum(1)
     if whole < flat.shape[1]:
         total += flat[:, whole:].double().square().sum(1)
-    small = total < SMALL
-    if bool(small.any()):
-        total[small] = flat[small].double().square().sum(1)
+    lost = (total < SMALL) | ~total.isfinite()
+    if bool(lost.any()):
+        total[lost] = flat[lost].double().square().sum(1)
+    return total
+
+
+def in_runs(units: int, weighted_sum: Callable[[slice], Tensor]) -> Tensor:
+    """The sum over all units, of runs of at most ``MOST_UNITS`` in float32 and of these in float64."""
+    if units <= MOST_UNITS:
+        return weighted_sum(slice(None))
+    total = weighted_sum(slice(0, MOST_UNITS)).double()
+    for start in range(MOST_UNITS, units, MOST_UNITS):
+        total += weighted_sum(slice(start, start + MOST_UNITS))
     return total
 
 
@@ -91,8 +109,9 @@ class PerUnit:
         self.gradient = self.gradient.masked_fill(_like(dead, self.gradient), 0)
 
     def weighted_sum(self, factor: Tensor) -> Tensor:
-        flat = self.gradient.reshape(len(factor), -1)
-        return torch.mv(flat.t(), factor.to(flat.dtype)).view(self.gradient.shape[1:])
+        flat, factor = self.gradient.reshape(len(factor), -1), factor.to(self.gradient.dtype)
+        total = in_runs(len(flat), lambda run: torch.mv(flat[run].t(), factor[run]))
+        return total.view(self.gradient.shape[1:])
 
     def per_unit(self) -> Tensor:
         return self.gradient
@@ -109,6 +128,7 @@ class Outer:
     a: Tensor  # (U, T, d) inputs
     g: Tensor  # (U, T, p) gradients of outputs
     squared_norm: Tensor  # (U,) float64
+    loud: Tensor | None = None  # numbers of units that are added apart
     transposed: bool = False  # False: (p, d), as nn.Linear keeps it
     shape: torch.Size | None = None  # the parameter's own shape, where it is not a matrix
 
@@ -117,14 +137,23 @@ class Outer:
         self.g = self.g.masked_fill(_like(dead, self.g), 0)
 
     def weighted_sum(self, factor: Tensor) -> Tensor:
-        a, g, scale = self.a, self.g, factor[:, None, None]
+        quiet = factor if self.loud is None else factor.index_fill(0, self.loud, 0.0)
+        out = in_runs(len(factor), lambda run: self._product(quiet, run))
+        if self.loud is not None:
+            out = out.double()
+            for unit in self.loud.tolist():
+                apart = outer_in_float64(self.a[unit], self.g[unit]) * factor[unit]
+                out += apart.t() if self.transposed else apart
+        return out if self.shape is None else out.view(self.shape)
+
+    def _product(self, factor: Tensor, run: slice) -> Tensor:
+        a, g, scale = self.a[run], self.g[run], factor[run, None, None]
         if a.shape[2] < g.shape[2]:
             a = a * scale.to(a.dtype)
         else:
             g = g * scale.to(g.dtype)
         a, g = a.reshape(-1, a.shape[2]), g.reshape(-1, g.shape[2])
-        out = a.t() @ g if self.transposed else g.t() @ a
-        return out if self.shape is None else out.view(self.shape)
+        return a.t() @ g if self.transposed else g.t() @ a
 
     def per_unit(self) -> Tensor:
         out = outer_per_unit(self.a, self.g, self.transposed)
@@ -167,12 +196,13 @@ class Table:
         self.sums = self.sums.masked_fill(dead[self.unit][:, None], 0)
 
     def weighted_sum(self, factor: Tensor) -> Tensor:
-        return self.add_to(self.sums.new_zeros((self.rows, self.sums.shape[1])), factor)
+        dtype = self.sums.dtype if len(factor) <= MOST_UNITS else torch.float64
+        return self.add_to(self.sums.new_zeros((self.rows, self.sums.shape[1]), dtype=dtype), factor)
 
     def add_to(self, table: Tensor, factor: Tensor) -> Tensor:
         """Adds the weighted sum to ``table`` (rows, d) in place."""
         scale = factor.to(self.sums.dtype)[self.unit][:, None]
-        return table.index_add_(0, self.row, self.sums * scale)
+        return table.index_add_(0, self.row, (self.sums * scale).to(table.dtype))
 
     def per_unit(self) -> Tensor:
         units = len(self.squared_norm)
@@ -191,6 +221,7 @@ class Tied:
     outer: Outer
     table: Table
     squared_norm: Tensor  # (U,) float64
+    loud: Tensor | None = None  # numbers of units that are added apart: those whose two gradients cancel
 
     @classmethod
     def of(cls, outer: Outer, table: Table) -> Tied:
@@ -208,14 +239,36 @@ class Tied:
         met = torch.bmm(picked.transpose(1, 2), outer.a)  # (U, K, d)
         cross = (met * sums).sum(2).double().sum(1)
         apart = outer.squared_norm + table.squared_norm
-        return cls(outer, table, (apart + 2.0 * cross).clamp(min=0.0) + ROUNDING * apart)
+        both = (apart + 2.0 * cross).clamp(min=0.0)
+        if outer.a.is_cuda:
+            return cls(outer, table, both + ROUNDING * apart)
+        cancelled = both < CANCELLED * apart
+        if outer.loud is not None:
+            cancelled[outer.loud] = True
+        loud = torch.nonzero(cancelled).flatten()
+        tied = cls(outer, table, both, loud if len(loud) else None)
+        for unit in loud.tolist():
+            both[unit] = tied.in_float64(unit).square().sum()
+        return tied
+
+    def in_float64(self, unit: int) -> Tensor:
+        """One unit's gradient (rows, d) float64."""
+        own = self.table.unit == unit
+        whole = outer_in_float64(self.outer.a[unit], self.outer.g[unit])
+        return whole.index_add_(0, self.table.row[own], self.table.sums[own].double())
 
     def silence(self, dead: Tensor) -> None:
         self.outer.silence(dead)
         self.table.silence(dead)
 
     def weighted_sum(self, factor: Tensor) -> Tensor:
-        return self.table.add_to(self.outer.weighted_sum(factor), factor)
+        quiet = factor if self.loud is None else factor.index_fill(0, self.loud, 0.0)
+        total = self.table.add_to(self.outer.weighted_sum(quiet), quiet)
+        if self.loud is not None:
+            total = total.double()
+            for unit in self.loud.tolist():
+                total += self.in_float64(unit) * factor[unit]
+        return total
 
     def per_unit(self) -> Tensor:
         return self.outer.per_unit() + self.table.per_unit()
@@ -230,7 +283,14 @@ def outer_per_unit(a: Tensor, g: Tensor, transposed: bool = False) -> Tensor:
     return torch.bmm(a.transpose(1, 2), g) if transposed else torch.bmm(g.transpose(1, 2), a)
 
 
-def outer_squared_norm(a: Tensor, g: Tensor, blocks: int = 1, held: dict[int, Tensor] | None = None) -> Tensor:
+def outer_in_float64(a: Tensor, g: Tensor) -> Tensor:
+    """(T, d), (T, p) of one unit -> (p, d) float64."""
+    return g.double().t() @ a.double()
+
+
+def gram_norm(
+    a: Tensor, g: Tensor, blocks: int = 1, held: dict[int, Tensor] | None = None
+) -> tuple[Tensor, Tensor | None]:
     """|sum over t of g_t a_t'|^2 of every unit: sum over t, t' of (a_t . a_t') (g_t . g_t').
 
     Args:
@@ -240,12 +300,15 @@ def outer_squared_norm(a: Tensor, g: Tensor, blocks: int = 1, held: dict[int, Te
         held: Gram matrices of ``a`` by block, reused where present and left there where not.
 
     Returns:
-        (U,) float64, raised by ``ROUNDING`` times (sum of |a_t| |g_t|)^2 and by what underflow can hide, so that
-        cancellation between t cannot make it too small.
+        (U,) float64, and the numbers of loud units (see ``LOUD``), None without any. On a CPU, units whose terms
+        cancel so much that float32 could miss are computed again in float64, and nothing is added, so that the norm
+        does not depend on the way in which it was computed. On a GPU, where asking for such units would stop the
+        device, norms are raised by what rounding can hide (``allowance``), and no unit is loud: a raised norm keeps
+        the sum of |a_t| |g_t| under 2,048 norms.
     """
     length = a.shape[1]
     if length == 1:
-        return squared_norms(a) * squared_norms(g)
+        return squared_norms(a) * squared_norms(g), None
     held = {} if held is None else held
     total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     size_a: list[Tensor] = []
@@ -261,27 +324,39 @@ def outer_squared_norm(a: Tensor, g: Tensor, blocks: int = 1, held: dict[int, Te
         size_a[-1], size_g[-1] = size_a[-1].double().sqrt(), size_g[-1].double().sqrt()
         columns = gram_g.mul_(gram_a).sum(1).double()
         total += columns[:, : stop - start].sum(1) + 2.0 * columns[:, stop - start :].sum(1)
-    return _raised(total, torch.cat(size_a, 1), torch.cat(size_g, 1), a, g)
-
-
-def _raised(total: Tensor, norms_a: Tensor, norms_g: Tensor, a: Tensor, g: Tensor) -> Tensor:
-    """Squared norms raised by what rounding and underflow can hide; units where that is much are taken in float64.
-
-    Args:
-        total: (U,) float64 squared norms from float32 Gram matrices.
-        norms_a: (U, T) float64 |a_t|.
-        norms_g: (U, T) float64 |g_t|.
-    """
-    rounding = ROUNDING * (norms_a * norms_g).sum(1).square()
-    hidden = UNDERFLOW * (g.shape[2] * norms_a.sum(1).square() + a.shape[2] * norms_g.sum(1).square())
-    raised = total.clamp(min=0.0) + rounding + hidden
+    total.clamp_(min=0.0)
+    norms_a, norms_g = torch.cat(size_a, 1), torch.cat(size_g, 1)
+    rounding, hidden = _doubts(norms_a, norms_g, a.shape[2], g.shape[2])
     if a.is_cuda:
-        return raised  # finding out which are unsafe would stop the device
-    unsafe = (rounding > UNSAFE * raised) | (hidden > (1e-7 * raised).clamp(min=1e-24)) | ~raised.isfinite()
-    if bool(unsafe.any()):
-        a, g = a[unsafe].double(), g[unsafe].double()
-        raised[unsafe] = (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2)).clamp(min=0.0)
-    return raised
+        return total + rounding + hidden, None
+    unsafe = (rounding > UNSAFE * total) | (hidden > (1e-7 * total).clamp(min=1e-24)) | ~total.isfinite()
+    if not bool(unsafe.any()):
+        return total, None
+    whole_a, whole_g = a, g
+    a, g = a[unsafe].double(), g[unsafe].double()
+    total[unsafe] = (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2)).clamp(min=0.0)
+    loud = torch.nonzero(unsafe & (rounding > ROUNDING * _loudest(length) ** 2 * total)).flatten()
+    for unit in loud.tolist():  # in squares, float64 too would miss what is left of the largest cancellation
+        total[unit] = outer_in_float64(whole_a[unit], whole_g[unit]).square().sum()
+    return total, loud if len(loud) else None
+
+
+def allowance(a: Tensor, g: Tensor) -> Tensor:
+    """(U,) float64: what ``gram_norm`` raises squared norms by on a GPU, for the other ways to raise theirs alike."""
+    norms_a, norms_g = (torch.linalg.vector_norm(value, dim=2).double() for value in (a, g))
+    rounding, hidden = _doubts(norms_a, norms_g, a.shape[2], g.shape[2])
+    return rounding + hidden
+
+
+def _doubts(norms_a: Tensor, norms_g: Tensor, d: int, p: int) -> tuple[Tensor, Tensor]:
+    """What rounding and underflow can take from squared norms, from (U, T) float64 |a_t| and |g_t|."""
+    rounding = ROUNDING * (norms_a * norms_g).sum(1).square()
+    return rounding, UNDERFLOW * (p * norms_a.sum(1).square() + d * norms_g.sum(1).square())
+
+
+def _loudest(tokens: int) -> float:
+    """Largest cancellation of a unit that is not loud; of T independent terms it is sqrt(T)."""
+    return max(LOUD, 4.0 * tokens**0.5)
 
 
 def _like(dead: Tensor, values: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from dptrain.gradients.bookkeeping.contribution import (
     PerUnit,
     Table,
     Tied,
+    allowance,
+    gram_norm,
     outer_per_unit,
-    outer_squared_norm,
 )
 from dptrain.gradients.bookkeeping.groups import Groups
 
@@ -90,11 +91,15 @@ class Tokens:
     def outer(self, tape: Tape, blocks: int) -> Outer:
         """Held by its factors, with the norm from Gram matrices."""
         held = tape.gram_of(self.a, blocks) if self.a.shape[1] > 1 else None
-        return Outer(self.a, self.g, outer_squared_norm(self.a, self.g, blocks, held), self.turned)
+        squared, loud = gram_norm(self.a, self.g, blocks, held)
+        return Outer(self.a, self.g, squared, loud, self.turned)
 
     def kept(self) -> PerUnit:
         """Held as it is."""
-        return PerUnit(outer_per_unit(self.a, self.g, self.turned))
+        unit = PerUnit(outer_per_unit(self.a, self.g, self.turned))
+        if self.a.is_cuda:
+            unit.squared_norm += allowance(self.a, self.g)
+        return unit
 
 
 @dataclass
