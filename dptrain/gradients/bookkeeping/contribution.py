@@ -105,6 +105,14 @@ class PerUnit:
     def __post_init__(self) -> None:
         self.squared_norm = squared_norms(self.gradient)
 
+    def replace(self, units: Tensor, precise: Callable[[int], Tensor]) -> None:
+        """Puts gradients computed in float64 in the place of those of some units; ``gradient`` must be writable."""
+        if not len(units):
+            return
+        for unit in units.tolist():
+            self.gradient[unit] = precise(unit)
+        self.squared_norm[units] = squared_norms(self.gradient[units])
+
     def silence(self, dead: Tensor) -> None:
         self.gradient = self.gradient.masked_fill(_like(dead, self.gradient), 0)
 
@@ -335,17 +343,32 @@ def gram_norm(
     whole_a, whole_g = a, g
     a, g = a[unsafe].double(), g[unsafe].double()
     total[unsafe] = (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2)).clamp(min=0.0)
-    loud = torch.nonzero(unsafe & (rounding > ROUNDING * _loudest(length) ** 2 * total)).flatten()
+    loud = loud_units((norms_a * norms_g).sum(1), total, length)
     for unit in loud.tolist():  # in squares, float64 too would miss what is left of the largest cancellation
         total[unit] = outer_in_float64(whole_a[unit], whole_g[unit]).square().sum()
     return total, loud if len(loud) else None
 
 
-def allowance(a: Tensor, g: Tensor) -> Tensor:
-    """(U,) float64: what ``gram_norm`` raises squared norms by on a GPU, for the other ways to raise theirs alike."""
+def kept_outer(a: Tensor, g: Tensor, transposed: bool) -> PerUnit:
+    """The same gradients held as they are, with the norms that ``gram_norm`` gives."""
+    unit = PerUnit(outer_per_unit(a, g, transposed))
     norms_a, norms_g = (torch.linalg.vector_norm(value, dim=2).double() for value in (a, g))
-    rounding, hidden = _doubts(norms_a, norms_g, a.shape[2], g.shape[2])
-    return rounding + hidden
+    if a.is_cuda:
+        rounding, hidden = _doubts(norms_a, norms_g, a.shape[2], g.shape[2])
+        unit.squared_norm += rounding + hidden
+        return unit
+
+    def precise(number: int) -> Tensor:
+        found = outer_in_float64(a[number], g[number])
+        return found.t() if transposed else found
+
+    unit.replace(loud_units((norms_a * norms_g).sum(1), unit.squared_norm, a.shape[1]), precise)
+    return unit
+
+
+def loud_units(size: Tensor, squared_norm: Tensor, terms: int) -> Tensor:
+    """Numbers of the units whose sum of |terms|, (U,), is far above the norm of the sum of their terms."""
+    return torch.nonzero(size.square() > _loudest(terms) ** 2 * squared_norm).flatten()
 
 
 def _doubts(norms_a: Tensor, norms_g: Tensor, d: int, p: int) -> tuple[Tensor, Tensor]:

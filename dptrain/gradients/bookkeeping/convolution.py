@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dptrain.gradients.bookkeeping.choice import Way
-from dptrain.gradients.bookkeeping.contribution import Contribution, PerUnit, squared_norms
+from dptrain.gradients.bookkeeping.contribution import Contribution, PerUnit, in_runs, loud_units, squared_norms
 from dptrain.gradients.bookkeeping.seen import RowGradients, Tokens, wide
 from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter, lift
 
@@ -160,14 +162,15 @@ class Convolved:
 
     def _ways(self, tape: Tape) -> dict[str, Way]:
         ways: dict[str, Way] = {
-            "loop": lambda: PerUnit(self.looped()),
-            "grouped": lambda: PerUnit(self.grouped()),
+            "loop": lambda: self.kept(self.looped),
+            "grouped": lambda: self.kept(self.grouped),
             "loop, again": lambda: self.again(self.looped),
             "grouped, again": lambda: self.again(self.grouped),
         }
         if self.x.dim() == 5 and self.shape.groups == 1:
-            ways["unfolded"] = lambda: PerUnit(self.unfolded())
-            if math.prod(self.g.shape[3:]) <= MOST_GRAM_PLACES:
+            ways["unfolded"] = lambda: self.kept(self.unfolded)
+            # On a GPU Gram norms are raised, and then norms would depend on the way.
+            if math.prod(self.g.shape[3:]) <= MOST_GRAM_PLACES and not self.x.is_cuda:
                 ways["gram"] = lambda: self.tokens().outer(tape, 1).reshaped(self.kernel.shape)
         return ways
 
@@ -205,9 +208,35 @@ class Convolved:
         seen = self.tokens()
         return torch.bmm(seen.g.transpose(1, 2), seen.a).view(len(self.x), *self.kernel.shape)
 
-    def again(self, gradients: Any) -> Again:
+    def kept(self, gradients: Callable[[], Tensor]) -> PerUnit:
+        """Held as it is."""
+        unit = PerUnit(gradients())
+        unit.replace(self.loud(unit.squared_norm), self.in_float64)
+        return unit
+
+    def again(self, gradients: Callable[[], Tensor]) -> Again:
         """Norms from gradients that are dropped; the sum by a second, ordinary weight gradient."""
-        return Again(self, squared_norms(gradients()))
+        squared = squared_norms(gradients())
+        loud = self.loud(squared)
+        for unit in loud.tolist():
+            squared[unit] = self.in_float64(unit).square().sum()
+        return Again(self, squared, loud)
+
+    def loud(self, squared_norm: Tensor) -> Tensor:
+        """Numbers of the units whose terms cancel too much for float32; none on a GPU, where asking would stop it.
+
+        The sum over places of |patch| |g| is at most the root of (sum of |patch|^2) (sum of |g|^2), and a value of the
+        input lies in no more patches than the kernel has places.
+        """
+        if self.x.is_cuda:
+            return torch.empty(0, dtype=torch.int64)
+        norms_x, norms_g = (torch.linalg.vector_norm(v.flatten(1), dim=1).double() for v in (self.x, self.g))
+        size = norms_x * norms_g * math.prod(self.kernel.shape[2:]) ** 0.5
+        return loud_units(size, squared_norm, math.prod(self.g.shape[3:]) * self.x.shape[1])
+
+    def in_float64(self, unit: int) -> Tensor:
+        """One unit's gradient, in float64."""
+        return self.shape.weight_gradient(self.g[unit].double(), self.x[unit].double(), self.kernel.double())
 
 
 @dataclass
@@ -216,6 +245,7 @@ class Again:
 
     seen: Convolved
     squared_norm: Tensor
+    loud: Tensor  # numbers of units that are added apart
 
     def silence(self, dead: Tensor) -> None:
         shape = (-1, *[1] * (self.seen.x.dim() - 1))
@@ -223,9 +253,15 @@ class Again:
         self.seen.g = self.seen.g.masked_fill(dead.view(shape), 0)
 
     def weighted_sum(self, factor: Tensor) -> Tensor:
-        seen = self.seen
-        g = seen.g * factor.to(seen.g.dtype).view(-1, *[1] * (seen.g.dim() - 1))
-        return seen.shape.weight_gradient(g.flatten(0, 1), seen.x.flatten(0, 1), seen.kernel)
+        total = in_runs(len(factor), partial(self._product, factor.index_fill(0, self.loud, 0.0)))
+        for unit in self.loud.tolist():
+            total = total.double().add_(self.seen.in_float64(unit) * factor[unit])
+        return total
+
+    def _product(self, factor: Tensor, run: slice) -> Tensor:
+        x, g = self.seen.x[run], self.seen.g[run]
+        g = g * factor[run].to(g.dtype).view(-1, *[1] * (g.dim() - 1))
+        return self.seen.shape.weight_gradient(g.flatten(0, 1), x.flatten(0, 1), self.seen.kernel)
 
     def per_unit(self) -> Tensor:
         return self.seen.looped()

@@ -26,7 +26,7 @@ from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, Un
 from dptrain.registry import engines
 
 LARGEST_NORM = 2.0**110
-"""Times C: the largest norm that is clipped; larger ones count as overflow, and add nothing."""
+"""Times C, or 1 where C is more: the largest norm that is clipped; larger ones count as overflow, and add nothing."""
 
 
 class BookkeepingEngine:
@@ -142,8 +142,9 @@ class BookkeepingEngine:
         factor = clip_factor(norms, self._rule, size)
         # Towards the largest norm that a factor can answer, contributions fade to nothing: were they cut off, a unit
         # at the edge could be in or out by its rounding. NaN compares as False, and so counts as nothing.
-        fade = (LARGEST_NORM * self._rule.clipping_norm / norms - 1.0).clamp_(0.0, 1.0)
-        alive = norms < LARGEST_NORM * self._rule.clipping_norm
+        largest = LARGEST_NORM * min(self._rule.clipping_norm, 1.0)
+        fade = (largest / norms - 1.0).clamp_(0.0, 1.0)
+        alive = norms < largest
         if not bool(alive.all()):
             for contribution in contributions.values():
                 contribution.silence(~alive)

@@ -68,13 +68,16 @@ class Groups:
         return gathered.masked_fill_(empty, 0)
 
     def sum_rows(self, values: Tensor) -> Tensor:
-        """(R, *shape) values of rows -> (U, *shape) sums over the live rows of each unit."""
+        """(R, *shape) values of rows -> (U, *shape) sums over the live rows of each unit.
+
+        Added in float64, so that a unit's sum is the same in every layout, whatever cancels in it.
+        """
         if self.is_view and self.rows_per_unit == 1:
             return values[: self.num_rows]
         if self.is_view:
-            return self.gather(values).sum(1)
-        out = values.new_zeros((self.num_units, *values.shape[1:]))
-        return out.index_add_(0, self._unit_of_row, values[self._rows])
+            return self.gather(values).sum(1, dtype=torch.float64).to(values.dtype)
+        out = torch.zeros((self.num_units, *values.shape[1:]), dtype=torch.float64, device=values.device)
+        return out.index_add_(0, self._unit_of_row, values[self._rows].double()).to(values.dtype)
 
     def to_slots(self, values: Tensor) -> Tensor:
         """(U,) values of units -> (R,) values of slots, 0 for slots without a live unit."""

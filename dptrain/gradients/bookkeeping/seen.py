@@ -24,9 +24,8 @@ from dptrain.gradients.bookkeeping.contribution import (
     PerUnit,
     Table,
     Tied,
-    allowance,
     gram_norm,
-    outer_per_unit,
+    kept_outer,
 )
 from dptrain.gradients.bookkeeping.groups import Groups
 
@@ -96,10 +95,7 @@ class Tokens:
 
     def kept(self) -> PerUnit:
         """Held as it is."""
-        unit = PerUnit(outer_per_unit(self.a, self.g, self.turned))
-        if self.a.is_cuda:
-            unit.squared_norm += allowance(self.a, self.g)
-        return unit
+        return kept_outer(self.a, self.g, self.turned)
 
 
 @dataclass
