@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     NOISE_TIE = 3
     FAST_NOISE_SEED = 4
     FAST_NOISE = 5
+    TRIALS = 6
 
 
 class Keystream:

@@ -12,13 +12,27 @@ from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
+from dptrain.privacy.accounting import Event
 
 MAX_NOISE_MULTIPLIER = 1e4
 MAX_STEPS = 10_000_000
 
 
-def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, steps: int, adjacency: str) -> float:
+def _steps_alone(event: Event) -> Event:
+    return event
+
+
+def noise_multiplier_for(
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    adjacency: str,
+    whole: Callable[[Event], Event] = _steps_alone,
+) -> float:
     """The smallest noise multiplier, to four significant digits rounded up, that meets a target epsilon.
+
+    ``whole`` makes the event of the run out of the event of its steps (noisy evaluations beside them, a selection).
 
     Guarantee: ``epsilon_of(result) <= epsilon`` at the fine discretisation.
 
@@ -30,7 +44,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
 
     def price(sigma: float, interval: float) -> float:
         step = accounting.poisson_sampled(sampling_rate, accounting.gaussian(sigma))
-        return accounting.epsilon(accounting.self_composed(steps, step), delta, adjacency, interval)
+        return accounting.epsilon(whole(accounting.self_composed(steps, step)), delta, adjacency, interval)
 
     coarse = min(accounting.COARSE, epsilon / 1000)
     low, high = _bracket(lambda sigma: price(sigma, coarse) <= epsilon)
@@ -39,7 +53,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
             "privacy.epsilon",
             epsilon,
             f"cannot be met in {steps} steps with any noise multiplier up to {MAX_NOISE_MULTIPLIER:g}",
-            "raise epsilon or delta, or take fewer steps",
+            "raise epsilon or delta, or take fewer steps (or trials, or noisy looks)",
         )
     # Log epsilon is close to linear in log sigma, so few prices are needed.
 
@@ -77,7 +91,14 @@ def _confirm(meets: Callable[[float], bool], start: float) -> float:
     return float(f"{ticks * unit:.10g}")
 
 
-def steps_for(epsilon: float, delta: float, sampling_rate: float, noise_multiplier: float, adjacency: str) -> int:
+def steps_for(
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    noise_multiplier: float,
+    adjacency: str,
+    whole: Callable[[Event], Event] = _steps_alone,
+) -> int:
     """The largest number of steps whose epsilon stays within the target.
 
     Raises:
@@ -86,7 +107,7 @@ def steps_for(epsilon: float, delta: float, sampling_rate: float, noise_multipli
     step = accounting.poisson_sampled(sampling_rate, accounting.gaussian(noise_multiplier))
 
     def fits(count: int, interval: float = accounting.FINE) -> bool:
-        return accounting.epsilon_over_steps(step, [count], delta, adjacency, interval)[0] <= epsilon
+        return accounting.epsilon(whole(accounting.self_composed(count, step)), delta, adjacency, interval) <= epsilon
 
     if not fits(1):
         raise ConfigError(

@@ -6,10 +6,22 @@ that do not fit cannot be composed. A second mechanism would be a second class w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dptrain.privacy import accounting
 from dptrain.privacy.accounting import Event
+from dptrain.privacy.selection import Trials
+
+
+def rest_of(beside: Sequence[Event], trials: Trials | None) -> Callable[[Event], Event]:
+    """Makes the event of a whole run out of the event of its steps."""
+
+    def whole(steps: Event) -> Event:
+        run = accounting.composed([steps, *beside]) if beside else steps
+        return run if trials is None else accounting.repeat_and_select(run, trials)
+
+    return whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,11 @@ class DPSGD:
     divisor: float
     """The public expected batch size that a noisy sum is divided by."""
 
+    beside: tuple[Event, ...] = ()
+    """What else the run releases of the same units: noisy evaluations, or the other runs of a sweep."""
+    trials: Trials | None = None
+    """The run is the best of a secret number of runs, drawn from this law; None where it is the only one."""
+
     name = "dpsgd"
     sampler = "poisson"
 
@@ -51,8 +68,14 @@ class DPSGD:
         return accounting.poisson_sampled(self.sampling_rate, accounting.gaussian(self.noise_multiplier))
 
     def event(self, steps: int | None = None) -> Event:
-        """The first ``steps`` steps (all that are planned, when left out), as plain data."""
-        return accounting.self_composed(self.steps if steps is None else steps, self.step_event())
+        """The first ``steps`` steps (all that are planned, when left out) and what is beside them, as plain data."""
+        taken = accounting.self_composed(self.steps if steps is None else steps, self.step_event())
+        return rest_of(self.beside, self.trials)(taken)
+
+    @property
+    def expected_runs(self) -> float:
+        """How many runs one release stands for, on average: the mean of ``trials``."""
+        return 1.0 if self.trials is None else self.trials.mean
 
     def admits(self, steps_done: int) -> bool:
         """Whether one more step stays within the plan."""

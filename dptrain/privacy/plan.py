@@ -8,13 +8,16 @@ written down in it.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dptrain.config import PrivacyConfig
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting, calibrate
-from dptrain.privacy.mechanism import DPSGD
+from dptrain.privacy.accounting import Event
+from dptrain.privacy.mechanism import DPSGD, rest_of
+from dptrain.privacy.selection import Trials
 from dptrain.privacy.stopping import epsilon_when_stopped
 
 SCHEMA = "dptrain.plan/1"
@@ -62,15 +65,22 @@ class Plan:
         """Planned epsilon of the first n steps for each n: the curve shown beside accuracy.
 
         At most 40 of the counts are priced, on the coarse grid; the others take the price of the next one, which
-        is higher, never lower. The last is the plan's own epsilon where it is the planned number of steps.
+        is higher, never lower. The last is the plan's own epsilon where it is the planned number of steps. What is
+        beside the steps counts from the first on; of a selection nothing is out before all of it is.
         """
-        if self.mechanism is None or not counts:
+        if self.mechanism is None or self.epsilon is None or not counts:
             return []
+        if self.mechanism.trials is not None:
+            return [self.epsilon] * len(counts)
         stride = -(-len(counts) // 40)
         priced = counts[::-1][::stride][::-1]
-        step = self.mechanism.step_event()
-        values = accounting.epsilon_over_steps(step, priced, self.priced_delta, self.adjacency, accounting.COARSE)
-        if priced[-1] == self.steps and self.epsilon is not None:
+        if self.mechanism.beside:
+            events = [self.mechanism.event(n) for n in priced]
+            values = [accounting.epsilon(e, self.priced_delta, self.adjacency, accounting.COARSE) for e in events]
+        else:
+            step = self.mechanism.step_event()
+            values = accounting.epsilon_over_steps(step, priced, self.priced_delta, self.adjacency, accounting.COARSE)
+        if priced[-1] == self.steps:
             values[-1] = self.epsilon
         return [values[bisect_left(priced, count)] for count in counts]
 
@@ -122,7 +132,9 @@ class Plan:
         }
 
 
-def compile_plan(config: PrivacyConfig, public_size: int) -> Plan:
+def compile_plan(
+    config: PrivacyConfig, public_size: int, beside: Sequence[Event] = (), trials: Trials | None = None
+) -> Plan:
     """Turns settings into a priced plan. Reads no data.
 
     Guarantee: where the plan is private, running its mechanism for its steps is (epsilon, delta)-DP for one
@@ -131,6 +143,8 @@ def compile_plan(config: PrivacyConfig, public_size: int) -> Plan:
     Args:
         config: validated privacy settings.
         public_size: declared number of training units, at least 2.
+        beside: what else the run releases of the same units (``DPSGD.beside``).
+        trials: where the run is the best of several, the law of their number.
 
     Raises:
         ConfigError: delta is not below 1/public_size, or the target cannot be met.
@@ -167,23 +181,32 @@ def compile_plan(config: PrivacyConfig, public_size: int) -> Plan:
     if not config.is_private:
         assert steps is not None
         return Plan(mechanism=None, steps=steps, epsilon=None, solved_for=None, **shared)
-    return _solve(config, rate, batch, steps, shared)
+    return _solve(config, rate, batch, steps, tuple(beside), trials, shared)
 
 
 def _steps(epochs: float | None, rate: float) -> int | None:
     return None if epochs is None else max(1, round(epochs / rate))
 
 
-def _solve(config: PrivacyConfig, rate: float, batch: float, steps: int | None, shared: dict[str, Any]) -> Plan:
+def _solve(
+    config: PrivacyConfig,
+    rate: float,
+    batch: float,
+    steps: int | None,
+    beside: tuple[Event, ...],
+    trials: Trials | None,
+    shared: dict[str, Any],
+) -> Plan:
+    whole = rest_of(beside, trials)
     delta = config.delta * (1.0 - NOISE_RESERVE)
     sigma, solved_for = config.noise_multiplier, "epsilon"
     if sigma is None:
         assert config.epsilon is not None and steps is not None
-        sigma = calibrate.noise_multiplier_for(config.epsilon, delta, rate, steps, config.adjacency)
+        sigma = calibrate.noise_multiplier_for(config.epsilon, delta, rate, steps, config.adjacency, whole)
         solved_for = "noise_multiplier"
     elif steps is None:
         assert config.epsilon is not None
-        steps = calibrate.steps_for(config.epsilon, delta, rate, sigma, config.adjacency)
+        steps = calibrate.steps_for(config.epsilon, delta, rate, sigma, config.adjacency, whole)
         solved_for = "steps"
     mechanism = DPSGD(
         sampling_rate=rate,
@@ -192,6 +215,8 @@ def _solve(config: PrivacyConfig, rate: float, batch: float, steps: int | None, 
         clipping_norm=config.clipping_norm,
         sensitivity_slack=config.sensitivity_slack,
         divisor=batch,
+        beside=beside,
+        trials=trials,
     )
     epsilon = accounting.epsilon(mechanism.event(), delta, config.adjacency)
     return Plan(mechanism=mechanism, steps=steps, epsilon=epsilon, solved_for=solved_for, **shared)

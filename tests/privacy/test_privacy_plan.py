@@ -180,7 +180,7 @@ def test_rounding_to_the_grid_fits_in_the_slack(c: float, slack: float, d: int) 
 
 
 def test_the_plan_takes_no_private_count() -> None:
-    """q, steps and divisor are functions of the settings and the declared size alone: nothing else is an argument."""
+    """q, steps and divisor come from the settings and the declared size alone; the rest is what else is released."""
     import inspect
 
-    assert list(inspect.signature(compile_plan).parameters) == ["config", "public_size"]
+    assert list(inspect.signature(compile_plan).parameters) == ["config", "public_size", "beside", "trials"]
