@@ -23,8 +23,8 @@ ROUNDING = 4 * 2.0**-24
 UNDERFLOW = 2.0**-126
 """Smallest normal float32: products below it may be lost."""
 UNSAFE = 25.0
-"""Cancellation, sum of |a_t| |g_t| over |sum of g_t a_t'|, from which a Gram norm is computed again in float64. Below, it
-was off by 1e-6 of itself at most (worst of T = 8 to 1024, identical, balanced and few dominant tokens; 2e-6 at 100)."""
+"""Cancellation, sum of |a_t| |g_t| over |sum of g_t a_t'|, from which a Gram norm is computed again in float64. Below,
+it was off by 1e-6 of itself at most (T = 8 to 1024; identical, balanced and few dominant tokens; 2e-6 at 100)."""
 LOUD = 100.0
 """Cancellation from which a unit is added in float64 and apart: among the others its terms, far larger than C, would
 leave their rounding errors in the sum."""
