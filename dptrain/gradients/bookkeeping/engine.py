@@ -119,7 +119,7 @@ class BookkeepingEngine:
                 live = torch.where(batch.weight > 0, weighted, 0.0).sum()
                 self._walk(live, anchor)
         except RuntimeError as error:
-            refusal = refusal_of(error, len(batch.weight), self._autocast)
+            refusal = refusal_of(error, batch.inputs, self._autocast)
             if refusal is None:
                 raise
             raise refusal from error

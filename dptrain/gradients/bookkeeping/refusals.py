@@ -46,11 +46,18 @@ def loss_of_outputs(row_loss: RowLoss, outputs: Any, target: Tensor) -> Tensor:
     return loss.reshape(())
 
 
-def refusal_of(error: RuntimeError, rows: int, autocast: torch.dtype | None) -> ConfigError | None:
+def refusal_of(error: RuntimeError, inputs: Tensor, autocast: torch.dtype | None) -> ConfigError | None:
     """The error to show for one that torch raised; None where it is neither the model's, the batch's nor memory's."""
     text = str(error)
     if out_of_memory(error):
-        return no_memory(rows)
+        return no_memory(len(inputs))
+    if not inputs.is_floating_point() and any(word in text for word in ("Long", "long")):
+        return ConfigError(
+            "model",
+            f"inputs of {inputs.dtype}",
+            f"cannot be read by its first layer ({_first_line(error)})",
+            "give real numbers, or begin the model with an embedding",
+        )
     if "modified by an inplace operation" in text or "being modified inplace" in text:
         return ConfigError(
             "model",

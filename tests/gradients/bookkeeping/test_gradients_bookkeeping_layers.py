@@ -36,7 +36,7 @@ def test_a_bag_of_embeddings_and_plain_indexing_have_no_rule_but_are_right() -> 
 
 NORMS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "layer": (lambda affine: nn.LayerNorm(6, elementwise_affine=affine), (5, 6)),
-    "layer over two dimensions": (lambda affine: nn.LayerNorm((5, 6), elementwise_affine=affine), (5, 6)),
+    "layer over two dimensions": (lambda affine: nn.LayerNorm([5, 6], elementwise_affine=affine), (5, 6)),
     "layer without shift": (lambda affine: nn.LayerNorm(6, elementwise_affine=affine, bias=False), (5, 6)),
     "layer, row by row": (lambda affine: nn.LayerNorm(64, elementwise_affine=affine), (70, 64)),
     "group": (lambda affine: nn.GroupNorm(2, 4, affine=affine), (4, 3, 5)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_every_way_to_a_linear_norm(way: str, layout: str) -> None:
     assert not engine.chooser.timings
 
 
-FORMS: dict[str, tuple[Callable[[Applied, Tensor], Tensor], set[str]]] = {
+FORMS: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str]]] = {
     "x @ w": (lambda m, x: x @ m.tall, set()),
     "x @ w.t()": (lambda m, x: x @ m.wide.t(), set()),
     "x @ w.T": (lambda m, x: x @ m.wide.T, set()),
