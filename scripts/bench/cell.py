@@ -62,13 +62,15 @@ def measure_time(workload: Workload, engine: str, settings: Settings, clock: str
     begun, mark = time.perf_counter(), now()
 
     def after_dp_step() -> None:
-        nonlocal mark
+        nonlocal mark, begun
         middle = now()
         plain.step()
         end = now()
         dp_times.append(middle - mark)
         plain_times.append(end - middle)
         taken = len(dp_times) - WARM_UP
+        if taken <= 0:
+            begun = time.perf_counter()
         spent = time.perf_counter() - begun
         if taken == pairs if pairs else taken >= 60 or (taken >= 5 and spent > seconds):
             raise _EnoughError
