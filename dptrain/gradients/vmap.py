@@ -1,4 +1,4 @@
-"""Per-row gradients by ``torch.func``: any model that vmap can follow. The default engine.
+"""Per-row gradients by ``torch.func``: any model that vmap can follow.
 
 A row goes through the model alone, as a batch of one, so nothing in the model can mix rows.
 """
@@ -68,10 +68,4 @@ class VmapEngine:
 @engines.register("vmap")
 def vmap_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> VmapEngine:
     """Any model; memory of one gradient a row."""
-    return VmapEngine(module, row_loss, rule, settings)
-
-
-@engines.register("auto")
-def auto_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> VmapEngine:
-    """The engine chosen for you: vmap, which runs the widest range of models and is of the exact class."""
     return VmapEngine(module, row_loss, rule, settings)

@@ -291,8 +291,8 @@ def test_plain_sum_is_the_weighted_gradient_and_ignores_padding() -> None:
     assert plain_sum(module, cross_entropy, empty, total, None).shape == (0,)
 
 
-def test_auto_is_vmap_and_opacus_is_imported_on_demand_only() -> None:
-    assert build("auto", nn.Linear(4, 3)).name == "vmap"
+def test_auto_is_bookkeeping_and_opacus_is_imported_on_demand_only() -> None:
+    assert build("auto", nn.Linear(4, 3)).name == "bookkeeping"
     code = (
         "import sys, torch; from dptrain.registry import engines; from dptrain.gradients.protocol import ClippingRule, EngineSettings;"
         "engines.build('auto', torch.nn.Linear(2, 2), None, ClippingRule(1.0, None), EngineSettings());"

@@ -101,6 +101,7 @@ class PerUnit:
     """A unit's gradient, held as it is."""
 
     gradient: Tensor  # (U, *shape), own memory
+    turned: bool = False  # dimensions 1 and 2 of shape change places in the parameter's own
     squared_norm: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +112,7 @@ class PerUnit:
         if not len(units):
             return
         for unit in units.tolist():
-            self.gradient[unit] = precise(unit)
+            self.gradient[unit] = precise(unit).transpose(1, 2) if self.turned else precise(unit)
         self.squared_norm[units] = squared_norms(self.gradient[units])
 
     def silence(self, dead: Tensor) -> None:
@@ -120,10 +121,11 @@ class PerUnit:
     def weighted_sum(self, factor: Tensor) -> Tensor:
         flat, factor = self.gradient.reshape(len(factor), -1), factor.to(self.gradient.dtype)
         total = in_runs(len(flat), lambda run: torch.mv(flat[run].t(), factor[run]))
-        return total.view(self.gradient.shape[1:])
+        total = total.view(self.gradient.shape[1:])
+        return total.transpose(1, 2).contiguous() if self.turned else total
 
     def per_unit(self) -> Tensor:
-        return self.gradient
+        return self.gradient.transpose(2, 3) if self.turned else self.gradient
 
     @property
     def nbytes(self) -> int:

@@ -19,6 +19,8 @@ from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter, 
 
 aten = torch.ops.aten
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+BAND = 1 << 18
+"""Values of bands made at once: 1 MiB in float32."""
 MOST_GRAM_PLACES = 256
 """Most places of an output for which Gram matrices are tried: beyond, they cost more than the gradients."""
 
@@ -146,9 +148,9 @@ class _Convolution(torch.autograd.Function):
 class Convolved:
     """A convolution's inputs and output gradients.
 
-    Four ways to a unit's gradient: torch's kernel called unit by unit; one grouped convolution for all units, with
-    units in the place of channels; a matrix product with unfolded inputs; and, for few places, Gram matrices of the
-    unfolded inputs. No way is the quickest everywhere (measured: docs/results/step_cost.md).
+    Five ways to a unit's gradient: torch's kernel called unit by unit; one grouped convolution for all units, with
+    units in the place of channels; matrix products with bands of the input; one with unfolded inputs; and, for few
+    places, Gram matrices of the unfolded inputs. None is the quickest everywhere (docs/results/step_cost.md).
     """
 
     x: Tensor  # (U, M, C, *S)
@@ -168,6 +170,8 @@ class Convolved:
             "grouped, again": lambda: self.again(self.grouped),
         }
         if self.x.dim() == 5 and self.shape.groups == 1:
+            ways["bands"] = lambda: self.kept(self.banded, turned=True)
+            ways["bands, again"] = lambda: self.again(self.banded)
             ways["unfolded"] = lambda: self.kept(self.unfolded)
             # On a GPU Gram norms are raised, and then norms would depend on the way.
             if math.prod(self.g.shape[3:]) <= MOST_GRAM_PLACES and not self.x.is_cuda:
@@ -177,8 +181,8 @@ class Convolved:
     def looped(self) -> Tensor:
         """(U, *K) by torch's own kernel, unit by unit."""
         out = self.x.new_empty((len(self.x), *self.kernel.shape))
-        for unit in range(len(out)):
-            out[unit] = self.shape.weight_gradient(self.g[unit], self.x[unit], self.kernel)
+        for own, g, x in zip(out.unbind(), self.g.unbind(), self.x.unbind(), strict=True):
+            own.copy_(self.shape.weight_gradient(g, x, self.kernel))
         return out
 
     def grouped(self) -> Tensor:
@@ -194,6 +198,40 @@ class Convolved:
             out = out.narrow(2 + dim, 0, size)
         return out.movedim(0, 1).unflatten(0, (units, outputs)).contiguous()
 
+    def banded(self) -> Tensor:
+        """(U, O, Kh, C, Kw) as Kh matrix products a unit, for two dimensions without groups.
+
+        Inputs are unfolded along the width alone (C Kw rows of bands); the rows of the picture that row i of the kernel
+        meets then lie side by side, and are read in place. A few units at a time, so that bands stay in cache.
+        """
+        units, images, channels = self.x.shape[:3]
+        outputs, high, wide = self.g.shape[2:]
+        kernel_h, kernel_w = self.kernel.shape[2:]
+        (down, right), (reach_h, reach_w) = self.shape.stride, self.shape.dilation
+        pad_h, pad_w = self.shape.padding
+        lines = high + ((kernel_h - 1) * reach_h) // down + 1  # of a picture's every ``down``-th line
+        below = max(0, lines * down - self.x.shape[3] - pad_h)
+        x = F.pad(self.x, (pad_w, pad_w + right, pad_h, below))[:, :, :, : lines * down]
+        out = self.x.new_empty((units, outputs, kernel_h, channels * kernel_w))
+        few = max(1, BAND // (channels * kernel_w * down * lines * wide))
+        bands = self.x.new_empty((min(few, units), channels, kernel_w, down, lines, wide))
+        for start in range(0, units, few):
+            stop = min(start + few, units)
+            part, sums = bands[: stop - start], out[start:stop]
+            flat = part.view(stop - start, channels * kernel_w, -1)
+            for image in range(images):
+                picture = x[start:stop, image].unflatten(2, (lines, down)).transpose(2, 3)  # (n, C, down, lines, W)
+                for column in range(kernel_w):
+                    first = column * reach_w
+                    part[:, :, column] = picture[..., first : first + (wide - 1) * right + 1 : right]
+                g = self.g[start:stop, image].flatten(2)
+                for row in range(kernel_h):
+                    phase, line = (row * reach_h) % down, (row * reach_h) // down
+                    first = (phase * lines + line) * wide
+                    product = torch.bmm(g, flat[:, :, first : first + high * wide].transpose(1, 2))
+                    sums[:, :, row] = product if image == 0 else sums[:, :, row] + product
+        return out.unflatten(3, (channels, kernel_w))
+
     def tokens(self) -> Tokens:
         """The convolution as a linear map of unfolded patches, which are its tokens."""
         kernel = self.kernel.shape[2:]
@@ -208,9 +246,9 @@ class Convolved:
         seen = self.tokens()
         return torch.bmm(seen.g.transpose(1, 2), seen.a).view(len(self.x), *self.kernel.shape)
 
-    def kept(self, gradients: Callable[[], Tensor]) -> PerUnit:
+    def kept(self, gradients: Callable[[], Tensor], turned: bool = False) -> PerUnit:
         """Held as it is."""
-        unit = PerUnit(gradients())
+        unit = PerUnit(gradients(), turned)
         unit.replace(self.loud(unit.squared_norm), self.in_float64)
         return unit
 

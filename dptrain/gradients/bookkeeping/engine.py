@@ -158,3 +158,11 @@ def bookkeeping_engine(
 ) -> BookkeepingEngine:
     """One backward pass for all rows; any model that vmap can follow."""
     return BookkeepingEngine(module, row_loss, rule, settings)
+
+
+@engines.register("auto")
+def auto_engine(
+    module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings
+) -> BookkeepingEngine:
+    """The engine chosen for you: bookkeeping, which runs what vmap runs, several times as fast."""
+    return BookkeepingEngine(module, row_loss, rule, settings)
