@@ -12,7 +12,10 @@ import torch
 from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.protocol import ClippingRule, Engine, trainable
 from dptrain.keystream import Keystream
+from dptrain.privacy import accounting
 from dptrain.privacy.grid import grid_step
+from dptrain.privacy.plan import Plan
+from dptrain.privacy.tuning import alone
 from dptrain.training.assemble import DTYPES, build_engine, build_noise
 from dptrain.training.baseline import PlainSum
 from dptrain.training.setup import Setup
@@ -101,6 +104,7 @@ def plan_text(setup: Setup, cost: dict[str, Any]) -> str:
                 f"multiplier {mechanism.noise_multiplier:g} x sensitivity {mechanism.sensitivity:g} ({plan.noise})",
             ),
             ("solved for", str(plan.solved_for)),
+            *_beside(plan),
             ("epsilon", f"{plan.epsilon:.4f} at delta {plan.delta:g}"),
             *(
                 (("", f"{e['epsilon']:.4f} at delta {e['delta']:g}"))
@@ -121,6 +125,19 @@ def plan_text(setup: Setup, cost: dict[str, Any]) -> str:
     rows += [("note", warning) for warning in plan.warnings]
     rows.append(("read", "no private row was read"))
     return "\n".join(lines + [f"  {label:<12}{text}" for label, text in rows])
+
+
+def _beside(plan: Plan) -> list[tuple[str, str]]:
+    """What epsilon covers beside the steps of one run."""
+    assert plan.mechanism is not None
+    trials, rows = plan.mechanism.trials, []
+    if plan.mechanism.beside:
+        looks = sum(count for event in plan.mechanism.beside for _, count in accounting.parts(event))
+        price = accounting.epsilon(accounting.composed(plan.mechanism.beside), plan.priced_delta, plan.adjacency)
+        rows.append(("looks", f"{looks} noisy counts on private units, epsilon {price:.4f} by themselves"))
+    if trials is not None:
+        rows.append(("search", f"the best of a secret number of runs, {trials.describe}"))
+    return rows + ([("steps", f"epsilon {alone(plan):.4f} by themselves, in one run")] if rows else [])
 
 
 def _on_delta(delta: float, size: int) -> str:
