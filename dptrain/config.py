@@ -14,6 +14,7 @@ from typing import Any
 
 from dptrain.config_budget import BudgetConfig, LedgerConfig
 from dptrain.config_compare import CompareConfig, RegisterConfig
+from dptrain.config_tuning import EvaluationConfig, ReleaseConfig, TuningConfig
 from dptrain.errors import ConfigError
 from dptrain.ranges import choice as _choice
 from dptrain.ranges import no_password
@@ -284,20 +285,6 @@ class RunConfig:
 
 
 @dataclass
-class EvaluationConfig:
-    """When the public split is looked at. Free of privacy cost."""
-
-    every: int | None = None
-    """Steps between evaluations, at least 1; None: twenty times a run."""
-    batch_size: int = 1024
-    """Rows at once during evaluation, at least 1."""
-
-    def __post_init__(self) -> None:
-        _number("evaluation.every", self.every, low=1)
-        _number("evaluation.batch_size", self.batch_size, low=1)
-
-
-@dataclass
 class TrainConfig:
     """Root of ``dptrain train`` and ``dptrain plan``."""
 
@@ -309,6 +296,8 @@ class TrainConfig:
     clipping: ClippingConfig = field(default_factory=ClippingConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)

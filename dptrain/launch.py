@@ -7,6 +7,7 @@ from typing import Any
 
 from dptrain.compose import config_dir, register_schemas, spelled_for_hydra, typed
 from dptrain.errors import ConfigError, DptrainError, unwritable
+from dptrain.sweep import requested
 from dptrain.teach import command_help
 
 CONFIG_OF = {"plan": "train"}
@@ -78,6 +79,16 @@ class Task:
             return None
 
 
+def swept(arguments: list[str]) -> bool:
+    """Carries out a sweep that is charged as one; False where there is none, or where Hydra runs its jobs."""
+    if not any(word.startswith(("-", "experiment=", "hydra.mode=", "tuning.")) for word in arguments):
+        return False
+    from dptrain.cli import recipe
+
+    request = requested(arguments)
+    return request is not None and recipe("tune").run(request)
+
+
 def launch(command: str, arguments: list[str]) -> None:
     """Composes ``command``'s config from the arguments and runs its recipe, once or once a sweep job."""
     for argument in arguments:
@@ -89,8 +100,11 @@ def launch(command: str, arguments: list[str]) -> None:
         print(command_help(command), end="")
         return
     register_schemas()
+    ordered = overrides_first(arguments)
+    if command == "train" and swept(ordered):
+        return
     held = sys.argv
-    sys.argv = ["dptrain", *overrides_first(arguments)]
+    sys.argv = ["dptrain", *ordered]
     try:
         name = CONFIG_OF.get(command, command)
         import hydra

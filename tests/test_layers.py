@@ -29,6 +29,8 @@ FLOOR = {
     "config": 0,
     "config_budget": 0,
     "config_compare": 0,
+    "config_tuning": 0,
+    "sweep": 0,
     "ranges": 0,
     "errors": 0,
     "registry": 0,

@@ -61,7 +61,7 @@ def build_noise(
     if grid is None:
         return FastNoise(keystream, std, device)
     noise = SecureNoise(keystream, std / grid)
-    distance = noise.distance(num_parameters * plan.steps)
+    distance = plan.mechanism.expected_runs * noise.distance(num_parameters * plan.steps)
     if distance * (1.0 + math.exp(min(plan.epsilon, 700.0))) > plan.delta * NOISE_RESERVE:
         raise ConfigError(
             "privacy.delta",

@@ -104,6 +104,11 @@ class Budget:
         """Whether a ledger counts this run."""
         return self._reservation is not None
 
+    @property
+    def entry(self) -> int | None:
+        """The ledger's entry; None where none is kept."""
+        return None if self._reservation is None else self._reservation.entry
+
     def intend(self, step: int) -> None:
         """Declares that a step (from 1) is about to be released. Durable when it returns.
 

@@ -18,6 +18,7 @@ from dptrain.models.features import check_map
 from dptrain.models.probe import check_deterministic
 from dptrain.models.validate import check_model
 from dptrain.privacy.plan import Plan, compile_plan
+from dptrain.privacy.selection import Trials, trials_with_mean
 from dptrain.registry import engines, load_user_files, sources
 from dptrain.run_folder import RunFolder, new_run
 from dptrain.training.assemble import pick_device
@@ -72,7 +73,10 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
     source = sources.build(config.data.name, config.data, config.seed, options=config.data.options)
     check_promises(config, source.info)
     purpose = check_purpose(config, source.info)
-    plan = compile_plan(config.privacy, source.info.public_size)
+    if check_folder and config.tuning.strategy in ("random", "grid"):
+        remedy = "add --multirun and lists of values, or leave it out"
+        raise ConfigError("tuning.strategy", config.tuning.strategy, "searches, and this is a single run", remedy)
+    plan = compile_plan(config.privacy, source.info.public_size, trials=trials_of(config))
     device = pick_device(config.execution.device)
     spec = model_spec(config, source.info)
     torch.manual_seed(config.seed)
@@ -101,8 +105,20 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
     )
 
 
+def trials_of(config: TrainConfig) -> Trials | None:
+    """The law of the number of trials, where the run is to be the best of a random search."""
+    tuning = config.tuning
+    if tuning.strategy != "random" or tuning.mean_trials is None:
+        return None
+    return trials_with_mean(tuning.trials_distribution, tuning.mean_trials, tuning.eta)
+
+
 def check_promises(config: TrainConfig, info: SourceInfo) -> None:
     """Refuses combinations of data and privacy settings that would promise something else than they say."""
+    if config.tuning.public and not (info.is_public or config.data.all_public):
+        raise ConfigError(
+            "tuning.public", True, f"data '{info.name}' is private", "charge the sweep: tuning.strategy=random, say"
+        )
     if config.privacy.adjacency == "add_remove" and config.data.public_size is None:
         raise ConfigError(
             "privacy.adjacency",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ from dptrain.training.setup import Setup, prepare
 __all__ = [
     "assemble",
     "conclude",
+    "describe",
     "open_account",
     "open_folder",
     "prepare",
@@ -42,6 +44,7 @@ __all__ = [
     "release",
     "reserve",
     "say",
+    "to",
     "train",
 ]
 
@@ -111,9 +114,14 @@ def open_folder(setup: Setup, loaded: Loaded) -> RunFolder:
     folder = setup.folder.create()
     for warning in setup.plan.warnings:
         print(f"dptrain: note: {warning}", file=sys.stderr)
+    describe(setup, loaded, folder)
+    return folder
+
+
+def describe(setup: Setup, loaded: Loaded, folder: RunFolder) -> None:
+    """Writes the config, and the salted digest of the rows into the internal room."""
     write_text(folder.config, OmegaConf.to_yaml(OmegaConf.structured(setup.config)))
     write_json(folder.internal_manifest, loaded.manifest)
-    return folder
 
 
 def assemble(setup: Setup, loaded: Loaded, folder: RunFolder, budget: Budget) -> tuple[Trainer, Recorder, Tracker]:
@@ -165,7 +173,7 @@ def _flatten(node: Any, prefix: str = "") -> dict[str, str]:
 def train(setup: Setup, trainer: Trainer, recorder: Recorder, tracker: Tracker, folder: RunFolder) -> Outcome:
     """Takes the planned steps. Ctrl-C ends the run cleanly; a defect leaves a result that says ``failed``."""
     progress = Progress(setup.plan.steps, setup.plan.epsilon)
-    recorder.listeners += [lambda record: _track(tracker, record), progress.evaluation]
+    recorder.listeners += [to(tracker), progress.evaluation]
 
     def on_step(done: int, report: StepReport, seconds: float) -> None:
         nonlocal last
@@ -201,9 +209,14 @@ def train(setup: Setup, trainer: Trainer, recorder: Recorder, tracker: Tracker, 
     return outcome
 
 
-def _track(tracker: Tracker, record: Record) -> None:
-    numbers = {k: float(v) for k, v in record.items() if k not in ("step", "seconds") and v is not None}
-    tracker.log(int(record["step"]), numbers, float(record["seconds"]))
+def to(tracker: Tracker) -> Callable[[Record], None]:
+    """A listener that hands records to the tracker."""
+
+    def hand_over(record: Record) -> None:
+        numbers = {k: float(v) for k, v in record.items() if k not in ("step", "seconds") and v is not None}
+        tracker.log(int(record["step"]), numbers, float(record["seconds"]))
+
+    return hand_over
 
 
 def release(setup: Setup, trainer: Trainer, outcome: Outcome, folder: RunFolder, budget: Budget) -> dict[str, Any]:
