@@ -53,7 +53,9 @@ class Opacus:
             self._loss = self._dp_loss
 
     def _dp_loss(self, outputs: Tensor, targets: Tensor) -> Any:
-        """Opacus' loss reads rows of tokens through ``shape``."""
+        """Opacus' loss reads rows of tokens, or of pixels, through ``shape``."""
+        if outputs.dim() == 4:  # (R, K, H, W)
+            outputs, targets = outputs.flatten(2).transpose(1, 2), targets.flatten(1)
         if outputs.dim() == 3:
             return self._criterion(outputs.flatten(0, 1), targets.flatten(), shape=targets.shape)
         return self._criterion(outputs, targets)
