@@ -258,12 +258,20 @@ def measure(
     return worst
 
 
-def cases(seeds: int, further: bool = False) -> Iterator[Case]:
-    """Every case; hazards of real numbers are left out for models that read tokens."""
+def cases(seeds: int, further: bool = False, cancel: bool = False) -> Iterator[Case]:
+    """Every case; hazards of real numbers are left out for models that read tokens.
+
+    Args:
+        seeds: how many of each.
+        further: of ``FURTHER``, not of ``MODELS``.
+        cancel: the hazards ``CANCEL``, for the models that have them, not ``HAZARDS``.
+    """
     for seed in range(seeds):
         for model, (_, _, task) in (FURTHER if further else MODELS).items():
             for packing in UNITS:
-                for hazard in [*HAZARDS, *(CANCEL if task == "slope" else ())]:
+                for hazard in CANCEL if cancel else HAZARDS:
+                    if cancel and task != "slope":
+                        continue
                     if task != "tokens" or hazard in ("ordinary", "identical", "at the norm"):
                         yield Case(model, packing, hazard, seed)
 
@@ -327,14 +335,14 @@ def print_crowds(device: torch.device) -> None:
                 print(f"|{engine}|{name}|{size}|{shown}|{where}|", flush=True)
 
 
-def print_cases(seeds: int, further: bool, device: torch.device) -> None:
-    """The table of small adversarial batches, of the suite's models or of the further ones."""
+def print_cases(chosen: list[Case], device: torch.device) -> None:
+    """The table of small adversarial batches."""
     print("|engine|dtype|cases|contribution|change|coupling|error|worst error in|refused|")
     print("|---|---|---|---|---|---|---|---|---|")
     for engine in ("bookkeeping", "vmap", "opacus", "loop"):
         for dtype in (None, torch.bfloat16):
             worst, count, where, refused = Worst(), 0, "", set[str]()
-            for case in cases(seeds, further):
+            for case in chosen:
                 try:
                     found = measure(engine, case, dtype, device, thorough=True)
                 except ConfigError:
@@ -360,9 +368,11 @@ def main() -> None:
     if given.crowds:
         print_crowds(device)
         return
-    for further in (False, True):
-        print_cases(given.seeds, further, device)
-        print()
+    print_cases(list(cases(given.seeds)), device)
+    print("\nFurther models\n")
+    print_cases(list(cases(given.seeds, further=True)), device)
+    print("\nTokens and places that cancel: errors of float32 itself, the same one row at a time\n")
+    print_cases(list(cases(given.seeds, further=True, cancel=True)), device)
 
 
 if __name__ == "__main__":
