@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -16,6 +17,7 @@ from dptrain.errors import ConfigError
 from dptrain.gradients.clip import largest_exact_draw
 from dptrain.gradients.protocol import ClippingRule, Engine, EngineSettings, RowLoss, trainable
 from dptrain.keystream import Keystream
+from dptrain.noise.ahead import NoiseAhead
 from dptrain.noise.fast import FastNoise
 from dptrain.noise.protocol import Noise
 from dptrain.noise.secure import SecureNoise
@@ -61,7 +63,7 @@ def build_noise(
     if grid is None:
         return FastNoise(keystream, std, device)
     noise = SecureNoise(keystream, std / grid)
-    distance = plan.mechanism.expected_runs * noise.distance(num_parameters * plan.steps)
+    distance = plan.mechanism.expected_runs * noise.distance((num_parameters + 1) * plan.steps)
     if distance * (1.0 + math.exp(min(plan.epsilon, 700.0))) > plan.delta * NOISE_RESERVE:
         raise ConfigError(
             "privacy.delta",
@@ -70,6 +72,11 @@ def build_noise(
             "raise privacy.delta",
         )
     return noise
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_sums_stay_exact(rule: ClippingRule, num_units: int) -> None:
@@ -116,6 +123,8 @@ def build_trainer(
         _check_sums_stay_exact(rule, index.num_units)
         engine = build_engine(config, module, row_loss, rule)
         noise = build_noise(plan, keystream, count, grid, device)
+        if grid is not None and _cores() > torch.get_num_threads():
+            noise = NoiseAhead(noise)  # a core is idle while the sum is computed
 
     def batches(draw: Tensor) -> Iterator[PhysicalBatch]:
         return physical_batches(draw, rows, index, config.execution.physical_batch_size, device)

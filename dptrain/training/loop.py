@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.draw_sum import DrawSum
 from dptrain.gradients.protocol import Engine, UnitStats, trainable
+from dptrain.noise.ahead import NoiseAhead
 from dptrain.noise.protocol import Noise
 from dptrain.privacy.plan import Plan
 
@@ -86,6 +87,10 @@ class Trainer:
             raise ValueError("a private plan needs noise, and a non-private one must not have any")
         object.__setattr__(self, "parameters", list(trainable(self.module).values()))
 
+    @property
+    def _count(self) -> int:
+        return sum(p.numel() for p in self.parameters)
+
     def run(self, on_step: Callable[[int, StepReport, float], None]) -> Outcome:
         """Takes the planned steps; after each, calls ``on_step(steps_done, report, seconds)``.
 
@@ -108,6 +113,8 @@ class Trainer:
 
     def _clipped_sum(self, step: int, total: DrawSum) -> StepReport:
         total.clear()
+        if isinstance(self.noise, NoiseAhead):
+            self.noise.begin(step, self._count)
         report = StepReport()
         for batch in self.batches(self.draw(step)):
             _note(report, batch, total.add(self.engine, batch), self.plan)
@@ -119,8 +126,7 @@ class Trainer:
         """Adds the step's noise and hands the optimizer the noisy mean over the public divisor."""
         scale = (1.0 if self.grid is None else self.grid) / self.plan.expected_batch_size
         if self.group is None:
-            count = sum(p.numel() for p in self.parameters)
-            total.release(None if self.noise is None else self.noise.pieces(step, count), scale)
+            total.release(None if self.noise is None else self.noise.pieces(step, self._count), scale)
             return
         flat = total.flat()
         if self.grid is not None:
