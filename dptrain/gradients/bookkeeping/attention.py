@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dptrain.gradients.bookkeeping.linear import linear_part
 from dptrain.gradients.bookkeeping.tape import Tape, lift
 
 Args = tuple[Any, ...]
@@ -93,11 +94,20 @@ def _multi_head(
     odd = bias_k is not None or bias_v is not None or add_zero_attn or static_k is not None or static_v is not None
     if odd or (training and dropout_p > 0.0) or query.dim() != 3 or query.shape[1] != 1:
         return NotImplemented
+    queries = keys_values = None
+    if isinstance(in_proj_weight, nn.Parameter) and key is value and query is not key:
+        inputs = (tape.copy_a_row(_same, value) for value in (query, key))  # which may be learned themselves
+        parts = (slice(0, embed_dim_to_check), slice(embed_dim_to_check, None))
+        queries, keys_values = (
+            linear_part(tape, x, in_proj_weight, in_proj_bias, part) for x, part in zip(inputs, parts, strict=True)
+        )
     with tape:
         if use_separate_proj_weight:
             biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
             weights = (q_proj_weight, k_proj_weight, v_proj_weight)
             q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
+        elif queries is not None and keys_values is not None:
+            q, (k, v) = queries, keys_values.chunk(2, dim=-1)
         elif query is key and key is value:
             q, k, v = F.linear(query, in_proj_weight, in_proj_bias).chunk(3, dim=-1)
         else:
@@ -116,6 +126,10 @@ def _multi_head(
         merged = mixed[0].transpose(0, 1).reshape(query.shape[0], 1, -1)
         out = F.linear(merged, out_proj_weight, out_proj_bias)
         return out, weights.mean(1) if weights is not None and average_attn_weights else weights
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
 
 
 def _mask(attn_mask: Any, padding: Any, heads: int, dtype: torch.dtype) -> Any:

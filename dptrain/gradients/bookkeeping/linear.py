@@ -58,6 +58,17 @@ def _linear(tape: Tape, x: Tensor, weight: Any, bias: Any, turned: bool = False)
     )
 
 
+def linear_part(tape: Tape, x: Tensor, weight: nn.Parameter, bias: nn.Parameter | None, part: slice) -> Tensor:
+    """A map by some rows of a weight (p, d) and its bias (p,), as attention's packed projections are used."""
+    x, value, offset = cast_inputs(x, weight.detach(), None if bias is None else bias.detach())
+    record = LinearRecord(tape, tape.open(weight), tape.open(bias), False, (part, len(weight)))
+
+    def whole(anchor: Tensor, rows: Tensor) -> Tensor:
+        return _Linear.apply(rows, value[part], None if offset is None else offset[part], anchor, record)
+
+    return lift(tape, whole, x)
+
+
 @dataclass(frozen=True)
 class LinearRecord:
     """Takes what one linear map saw, and enters its contributions."""
@@ -66,10 +77,15 @@ class LinearRecord:
     weight: str | None
     bias: str | None
     turned: bool
+    part: tuple[slice, int] | None = None  # which of how many outputs the map has, where it has not all
 
     def enter(self, x: Tensor, g: Tensor) -> None:
         """x: (R, ..., d) inputs; g: (R, ..., p) gradients of outputs."""
         g = g.reshape(len(g), -1, g.shape[-1])
+        if self.part is not None:
+            whole = g.new_zeros((*g.shape[:2], self.part[1]))
+            whole[:, :, self.part[0]] = g
+            g = whole
         if self.bias is not None:
             self.tape.enter(self.bias, RowGradients(g[:, 0] if g.shape[1] == 1 else wide(g).sum(1)))
         if self.weight is not None:

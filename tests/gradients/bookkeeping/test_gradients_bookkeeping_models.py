@@ -59,6 +59,14 @@ ATTENTION: dict[str, tuple[Forward, Callable[[], dict[str, Any]]]] = {
         lambda m, x: m.attend(x[:, :2], m.inner(x), x)[0],
         lambda: {"attend": nn.MultiheadAttention(6, 2, batch_first=True), "inner": nn.Linear(6, 6)},
     ),
+    "to another sequence, without bias": (
+        lambda m, x: m.attend(x[:, :2], x, x)[0],
+        lambda: {"attend": nn.MultiheadAttention(6, 2, bias=False, batch_first=True)},
+    ),
+    "to learned keys": (
+        lambda m, x: m.attend(x, m.extra, m.extra)[0],
+        lambda: {"attend": nn.MultiheadAttention(6, 2, batch_first=True), "extra": parameter(1, 3, 6)},
+    ),
     "keys of another size": (
         lambda m, x: m.attend(x, x[..., :4], x[..., :3])[0],
         lambda: {"attend": nn.MultiheadAttention(6, 2, kdim=4, vdim=3, batch_first=True)},
