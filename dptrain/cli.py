@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "one page of a finished run, or of a budget account (dataset=NAME)",
     "budget": "the budget account of a data set: show, create, limit, freeze, forecast, export, verify",
     "compare": "runs side by side: epsilon, spend, accuracy, cost, and a plot",
+    "verify": "check what a checkpoint promises: numbers, signature, files, ledger head",
     "register": "a verified bundle as a version of a registered MLflow model",
     "configs": "list and copy the shipped configs",
     "completion": 'shell completion: eval "$(dptrain completion bash)"',

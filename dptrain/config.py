@@ -15,6 +15,7 @@ from typing import Any
 from dptrain.config_budget import BudgetConfig, LedgerConfig
 from dptrain.config_compare import CompareConfig, RegisterConfig
 from dptrain.config_tuning import EvaluationConfig, ReleaseConfig, TuningConfig
+from dptrain.config_verify import VerifyConfig
 from dptrain.errors import ConfigError
 from dptrain.ranges import choice as _choice
 from dptrain.ranges import no_password
@@ -384,5 +385,6 @@ ROOTS: dict[str, type] = {
     "budget": BudgetConfig,
     "compare": CompareConfig,
     "register": RegisterConfig,
+    "verify": VerifyConfig,
 }
 """Command -> root dataclass."""

@@ -18,7 +18,10 @@ import torch
 from dptrain.checkpoint.bundle import Bundle, load_bundle
 from dptrain.cli import recipe
 from dptrain.compose import compose
+from dptrain.privacy.verify import verified as verify
 from dptrain.registry import load_user_files
+
+__all__ = ["Model", "audit", "load", "plan", "train", "verify"]
 
 BATCH = 1024
 """Rows that go through a loaded model at once."""

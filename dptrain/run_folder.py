@@ -32,6 +32,7 @@ class RunFolder:
     internal = property(lambda self: self.path / "internal")
     internal_metrics = property(lambda self: self.path / "internal" / "metrics.jsonl")
     internal_audit = property(lambda self: self.path / "internal" / "audit.json")
+    internal_statement = property(lambda self: self.path / "internal" / "statement.json")
     internal_manifest = property(lambda self: self.path / "internal" / "manifest.json")
     figures = property(lambda self: self.path / "figures")
     report = property(lambda self: self.path / "report.html")

@@ -2,7 +2,7 @@
 
     model.safetensors   weights (no pickle, ever)
     model.json          which registered model they belong to, and how to read its outputs
-    statement.json      what is promised, public tier
+    statement.json      what is promised, public tier; signed, with the digests of the two above
     manifest.json       SHA-256 and size of each of the above; nothing else may lie in the folder
 
 A bundle names a model; it cannot name code. Weights of a user's own model load only where the user also gives
@@ -11,10 +11,10 @@ A bundle names a model; it cannot name code. Weights of a user's own model load 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from dptrain.bundle_files import FILES, MANIFEST_SCHEMA, SIGNED_FILES, bundle_folder, file_facts, verify_files
 from dptrain.errors import ConfigError
 from dptrain.models.build import ModelSpec, build_model
 from dptrain.models.features import cached_features
 from dptrain.run_folder import read_json, write_json
 
 MODEL_SCHEMA = "dptrain.model/1"
-MANIFEST_SCHEMA = "dptrain.manifest/1"
-FILES = ("model.safetensors", "model.json", "statement.json")
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,16 @@ class Bundle:
             return torch.cat([self.model(part.to(dtype)).double() for part in inputs.split(batch_size)])
 
 
-def save_bundle(path: Path, module: nn.Module, spec: ModelSpec, statement: dict[str, Any]) -> dict[str, Any]:
-    """Writes a bundle beside its final place, syncs it, and renames it there; returns the manifest.
+def save_bundle(
+    path: Path, module: nn.Module, spec: ModelSpec, state: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Writes a bundle beside its final place, syncs it, and renames it there; returns the statement in it.
+
+    Args:
+        path: the bundle's folder, to be made.
+        module: whose weights are saved.
+        spec: what they belong to.
+        state: makes the statement from {file name: {sha256, bytes}} of weights and model description.
 
     Raises:
         ConfigError: there is a folder at ``path`` already.
@@ -77,8 +84,9 @@ def save_bundle(path: Path, module: nn.Module, spec: ModelSpec, statement: dict[
             raise OSError(None, str(error), str(path)) from error
         weights.chmod(0o600)
         write_json(temporary / "model.json", {"schema": MODEL_SCHEMA, **asdict(spec)})
+        statement = state({name: file_facts(temporary / name) for name in SIGNED_FILES})
         write_json(temporary / "statement.json", statement)
-        manifest = {"schema": MANIFEST_SCHEMA, "files": {name: _facts(temporary / name) for name in FILES}}
+        manifest = {"schema": MANIFEST_SCHEMA, "files": {name: file_facts(temporary / name) for name in FILES}}
         write_json(temporary / "manifest.json", manifest)
         for name in (weights, temporary):
             _sync(name)
@@ -87,7 +95,7 @@ def save_bundle(path: Path, module: nn.Module, spec: ModelSpec, statement: dict[
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return manifest
+    return statement
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -96,9 +104,7 @@ def load_bundle(path: str | Path) -> Bundle:
     Raises:
         ConfigError: a file is missing, foreign, changed, truncated, or does not fit the model it names.
     """
-    folder = Path(path)
-    if (folder / "checkpoint").is_dir():
-        folder = folder / "checkpoint"
+    folder = bundle_folder(Path(path))
     verify_files(folder)
     described = read_json(folder / "model.json")
     if not isinstance(described, dict) or described.pop("schema", None) != MODEL_SCHEMA:
@@ -116,37 +122,6 @@ def load_bundle(path: str | Path) -> Bundle:
             "checkpoint", folder / "model.safetensors", f"does not hold this model's weights ({error})", "restore it"
         ) from error
     return Bundle(folder, module.eval(), spec, read_json(folder / "statement.json"))
-
-
-def verify_files(folder: Path) -> dict[str, Any]:
-    """Compares the folder with its manifest, nothing ignored; returns the manifest.
-
-    Raises:
-        ConfigError: naming the first file that is missing, not listed, or changed.
-    """
-    if not folder.is_dir():
-        raise ConfigError("checkpoint", folder, "no such folder", "give a run folder or its checkpoint/")
-    manifest = read_json(folder / "manifest.json")
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or manifest.get("schema") != MANIFEST_SCHEMA or set(files) != set(FILES):
-        raise ConfigError("checkpoint", folder / "manifest.json", "is not a manifest", "restore it from a copy")
-    present = {p.name for p in folder.iterdir()} - {"manifest.json"}
-    for name in sorted(present - set(files)):
-        raise ConfigError("checkpoint", folder / name, "is not listed in the manifest", "remove it")
-    for name in FILES:
-        file = folder / name
-        if not file.is_file() or file.is_symlink():
-            raise ConfigError("checkpoint", file, "is missing", "restore the bundle from a copy")
-        if _facts(file) != files[name]:
-            raise ConfigError(
-                "checkpoint", file, "does not match its digest: changed or truncated", "restore the bundle from a copy"
-            )
-    return manifest
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        return {"sha256": hashlib.file_digest(opened, "sha256").hexdigest(), "bytes": file.stat().st_size}
 
 
 def _sync(path: Path) -> None:

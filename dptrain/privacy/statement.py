@@ -1,40 +1,40 @@
-"""The privacy statement: what a checkpoint promises, as JSON and as one sentence.
+"""The privacy statement: what a checkpoint promises, as 21 blocks of JSON and as one sentence.
 
-It holds public facts only. Anything computed from private rows stays out, and anyone with dp-accounting can
-recompute epsilon from ``mechanism.event`` and ``guarantee.delta``.
+The public tier holds public facts only: no number computed from private rows without noise, no digest of them, keyed
+or salted or neither. Anyone can recompute every number of ``guarantee`` from ``mechanism``, ``sampling``, ``dataset``
+and delta (``dptrain verify``); docs/statement.md explains the fields. The internal tier is the public one and a block
+``internal``, and stays in the building.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from dptrain import __version__
 from dptrain.privacy import accounting
+from dptrain.privacy import statement_words as words
+from dptrain.privacy.guarantee import guarantee_block, interval_for
 from dptrain.privacy.plan import NOISE_RESERVE, Plan
+from dptrain.privacy.statement_schema import SCHEMA
+from dptrain.privacy.terms import Terms, terms_of_plan
 
-SCHEMA = "dptrain.statement/1"
-
-ADJACENCY = {
-    "zero_out": "one {unit}'s contribution replaced by nothing, the number of {unit}s being public",
-    "add_remove": "one {unit} added or removed, the number of {unit}s not being public",
-}
-NOISE = {
-    "secure": "AES-256 counter-mode keystream keyed by the operating system; rounded Gaussian on an integer grid",
-    "fast": "torch's pseudo-random generator, not cryptographic, seeded by the operating system; floating-point sums; "
-    "no bound on its distance from a Gaussian is known, and the bits of an output can betray a unit",
-}
-COUPLING = 5e-8
-"""Most that one other unit in a physical batch was measured to move a unit's float32 contribution, as a share of C
-(docs/results/engine_exactness.md)."""
-NOT_COVERED = [
-    "rows of the split declared public, and anything published about them",
-    "facts about groups: the model may reveal what holds for the population whether or not a unit took part",
-    "the choice of settings, where earlier runs on the same private rows informed it",
-    "other runs on the same units: their epsilons add up",
-    "timing, memory and other side channels of the machine that trained",
+TRUSTED = ["whoever ran the training, its machine, and its signing key"]
+ADVERSARY = "sees the released model and everything about the training but draws, noise and the private rows; the "
+ADVERSARY += "numbers hold even if it saw the model after every step"
+SIDE_CHANNELS = "excluded: timing, memory, error texts and power of the machine that trained"
+COVERED = ["training: every gradient that private rows had a part in", "the released weights"]
+UNCOVERED = [
+    "evaluation: on rows declared public only, hence not an access to private rows",
+    "preprocessing: bounds, categories and sizes are declared, not learnt; a declaration read off private rows is "
+    "not covered",
 ]
+KINDS: dict[Any, str] = {True: "public", False: "private"}
+CLIP_RULE = (
+    "a unit's gradient is the mean over its rows, scaled to norm at most clipping_norm; not finite counts as zero"
+)
+SAMPLER = "each unit independently with probability rate, anew in every step; a draw may be empty, none is repeated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class RunFacts:
     engine: str
     float_class: str
     data: dict[str, Any]
-    """name, licence, public_size, public_split."""
+    """name, licence, public_size, public_split; is_public where every row is."""
     test_randomness: bool = False
     """Draws and noise came from a test key: the run promises nothing."""
     nonprivate_metrics: list[str] = field(default_factory=list)
@@ -56,112 +56,179 @@ class RunFacts:
     """How settings were chosen, and what that cost; None where nothing was tried."""
     audit: dict[str, Any] | None = None
     """What an audit found, where its user chose to publish it."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """File name -> {sha256, bytes} of the bundle's weights and model description."""
+    utility: dict[str, Any] | None = None
+    """{"metrics": {name: value}, "evaluation_data": phrase}, on public rows."""
+    environment: dict[str, Any] | None = None
+    """{"device", "torch", "dtype"}: what the run knows of its machine."""
+    pretraining: dict[str, Any] | None = None
+    governance: dict[str, Any] | None = None
 
 
 def make_statement(plan: Plan, facts: RunFacts) -> dict[str, Any]:
-    """The statement of a finished or stopped run.
+    """The public statement of a finished or stopped run, not yet signed (``seal.sign_statement``).
 
     Guarantee: its epsilon is that of the plan when the run took all planned steps, else the smaller of that and
-    the early-stop price (``privacy/stopping.py``); never that of fewer steps than were executed.
+    the early-stop price (``privacy/stopping.py``); where choosing among trials was charged, that of the choice. Never
+    that of fewer steps than were executed.
     """
-    head = {
-        "schema": SCHEMA,
-        "run_id": facts.run_id,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "private": plan.is_private and not facts.test_randomness,
-        "unit": {"kind": plan.unit, "max_rows": plan.max_rows_per_unit},
-        "adjacency": plan.adjacency,
-        "data": facts.data,
-        "nonprivate_metrics": facts.nonprivate_metrics,
-    }
-    if plan.mechanism is None or facts.test_randomness:
-        why = "draws and noise came from a test key" if facts.test_randomness else "trained without privacy"
-        return head | {
-            "sentence": f"This model promises no privacy: it was {why}."
-            if plan.mechanism is None
-            else f"This model promises no privacy: {why}.",
-            "guarantee": None,
-            "sampling": {"steps_planned": plan.steps, "steps_done": facts.steps_done},
-            "not_covered": ["everything: no differential privacy is claimed"],
-        }
-    epsilon = plan.epsilon_after(facts.steps_done)
-    assert epsilon is not None
-    stopped = facts.steps_done < plan.steps
-    return head | {
-        "sentence": sentence(plan, epsilon, facts),
-        "guarantee": {
-            "epsilon": epsilon,
-            "delta": plan.delta,
-            "claim": "stopped_early" if stopped else "planned",
-            "epsilon_at": [] if stopped else plan.epsilon_at(),
-            "units_times_delta": plan.public_size * plan.delta,
+    why = "test_key" if facts.test_randomness else "none"
+    promised = plan.mechanism is not None and not facts.test_randomness
+    terms = None
+    if promised:
+        terms = terms_of_plan(
+            plan,
+            data_name=str(facts.data.get("name", "the data")),
+            steps_done=facts.steps_done,
+            engine=facts.engine,
+            float_class=facts.float_class,
+            nonprivate_metrics=facts.nonprivate_metrics,
+            tuning=facts.tuning,
+            counted=facts.composition is not None,
+        )
+    head = {"schema": SCHEMA, "tier": "public", "private": promised}
+    promise = no_promise(plan, facts, why) if terms is None else promise_blocks(terms, _guarantee(plan, terms), facts)
+    return head | promise | _records(plan, facts) | {"integrity": None}
+
+
+def internal_statement(statement: dict[str, Any], internal: dict[str, Any]) -> dict[str, Any]:
+    """The internal tier: the public statement, and what must not leave the building beside it. Not yet signed.
+
+    Args:
+        statement: public tier.
+        internal: {"manifest": {"salt", "digest", "rows"}, ...} and whatever else was computed from private rows.
+    """
+    return {**statement, "tier": "internal", "internal": internal, "integrity": None}
+
+
+def promise_blocks(terms: Terms, guarantee: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
+    """The blocks that a promise consists of."""
+    derived = derived_blocks(terms, guarantee)
+    return derived | {"tuning": facts.tuning, "accounting": accounting.method() | derived["accounting"]}
+
+
+def derived_blocks(terms: Terms, guarantee: dict[str, Any]) -> dict[str, Any]:
+    """Every block that follows from the terms alone: verification derives them anew and compares each leaf."""
+    mechanism = terms.mechanism
+    return {
+        "sentence": words.sentence(terms, guarantee["epsilon"]),
+        "unit": {
+            "kind": terms.unit,
+            "max_rows": terms.max_rows,
+            "enforced_by": words.enforced_by(terms.unit, terms.max_rows),
         },
+        "adjacency": {
+            "relation": terms.adjacency,
+            "size_is_public": terms.adjacency == "zero_out",
+            "meaning": words.adjacency_meaning(terms),
+        },
+        "scope": {"covered": COVERED, "uncovered": UNCOVERED, "nonprivate_metrics": list(terms.nonprivate_metrics)},
+        "threat": {"model": "central", "trusted": TRUSTED, "adversary": ADVERSARY, "side_channels": SIDE_CHANNELS},
         "mechanism": {
-            "name": plan.mechanism.name,
-            "noise_multiplier": plan.mechanism.noise_multiplier,
-            "clipping_norm": plan.mechanism.clipping_norm,
-            "sensitivity": plan.mechanism.sensitivity,
-            "engine": facts.engine,
-            "float_class": facts.float_class,
-            "event": plan.mechanism.event(facts.steps_done),
-            "planned_event": plan.mechanism.event(),
+            "name": mechanism.name,
+            "noise_multiplier": mechanism.noise_multiplier,
+            "clipping_norm": mechanism.clipping_norm,
+            "clip_rule": CLIP_RULE,
+            "sensitivity": mechanism.sensitivity,
+            "sensitivity_slack": mechanism.sensitivity_slack,
+            "divisor": terms.expected_batch_size,
+            "engine": terms.engine,
+            "float_class": terms.float_class,
+            "beside": list(mechanism.beside),
+            "trials": None if mechanism.trials is None else mechanism.trials.to_json(),
+            "event": mechanism.event(terms.steps_done),
+            "planned_event": mechanism.event(),
         },
         "sampling": {
-            "name": plan.mechanism.sampler,
-            "rate": plan.sampling_rate,
-            "expected_batch_size": plan.expected_batch_size,
-            "steps_planned": plan.steps,
-            "steps_done": facts.steps_done,
+            "name": mechanism.sampler,
+            "rate": terms.expected_batch_size / terms.public_size,
+            "expected_batch_size": terms.expected_batch_size,
+            "steps_planned": mechanism.steps,
+            "steps_done": terms.steps_done,
+            "implementation": SAMPLER,
         },
-        "randomness": {"noise": plan.noise, "source": NOISE[plan.noise], "delta_reserved": plan.delta * NOISE_RESERVE},
-        "accounting": accounting.method() | {"rounding": "pessimistic", "check": "RDP, an upper bound"},
-        "assumptions": _assumptions(plan, facts, stopped),
-        "not_covered": NOT_COVERED
-        + [f"published metric computed from private rows: {m}" for m in facts.nonprivate_metrics],
+        "randomness": {
+            "noise": terms.noise,
+            "source": words.NOISE[terms.noise],
+            "cryptographic": terms.noise == "secure",
+            "seed_disclosed": False,
+        },
+        "guarantee": guarantee,
+        "accounting": {
+            "interval": interval_for(guarantee["epsilon_planned"]),
+            "rounding": "pessimistic",
+            "check": "RDP, an upper bound",
+            "delta_for_noise": terms.delta * NOISE_RESERVE,
+            "assumptions": words.assumptions(terms),
+        },
+        "limits": {
+            "claim": words.sentence(terms, guarantee["epsilon"]),
+            "not_covered": words.not_covered(terms),
+        },
     }
 
 
-def sentence(plan: Plan, epsilon: float, facts: RunFacts) -> str:
-    """The promise in words; epsilon is rounded up."""
-    noun = "record" if plan.unit == "record" else f"user (at most {plan.max_rows_per_unit} rows each)"
-    shown = math.ceil(epsilon * 1000) / 1000
-    text = (
-        f"Training was ({shown:g}, {plan.delta:g})-differentially private for each {noun} of "
-        f"{facts.data.get('name', 'the data')}: whoever sees the model can tell whether one {plan.unit} took part only "
-        f"as well as that allows, under {ADJACENCY[plan.adjacency].format(unit=plan.unit)}."
-    )
-    if plan.noise == "fast":
-        text += " That would hold if the noise were ideal; 'fast' noise was used, whose distance from it is not known."
-    if facts.nonprivate_metrics:
-        text += f" Metrics published outside this promise: {', '.join(facts.nonprivate_metrics)}."
-    return text
+def no_promise(plan: Plan, facts: RunFacts, why: str) -> dict[str, Any]:
+    """The same blocks where nothing is promised."""
+    return {
+        "sentence": words.NO_PRIVACY[why],
+        "unit": {
+            "kind": plan.unit,
+            "max_rows": plan.max_rows_per_unit,
+            "enforced_by": words.enforced_by(plan.unit, plan.max_rows_per_unit),
+        },
+        "adjacency": None,
+        "scope": {"covered": [], "uncovered": ["everything"], "nonprivate_metrics": facts.nonprivate_metrics},
+        "threat": None,
+        "mechanism": None,
+        "sampling": {"steps_planned": plan.steps, "steps_done": facts.steps_done},
+        "randomness": None,
+        "guarantee": None,
+        "accounting": None,
+        "tuning": None,
+        "limits": {"claim": words.NO_PRIVACY[why], "not_covered": words.NOTHING_COVERED},
+    }
 
 
-def _apart(plan: Plan) -> str:
-    """How units are kept apart, and what is left of it if all float rounding errors of a draw pointed one way."""
-    assert plan.mechanism is not None
-    worst, slack = COUPLING * plan.expected_batch_size, 0.75 * plan.mechanism.sensitivity_slack
-    place = "inside" if worst <= slack else "beyond"
-    return (
-        "model check before training; kernels round a row's gradient by its place and neighbours in a batch: on "
-        f"ordinary rows in float32 on a CPU {worst:.1e} C were measured for a draw if all errors pointed one way, "
-        f"{place} the {slack:.1e} C set aside. That is a measurement, not a worst case: rows of wild scale can do more"
-    )
+def _guarantee(plan: Plan, terms: Terms) -> dict[str, Any]:
+    planned, claimed = plan.epsilon, plan.epsilon_after(terms.steps_done)
+    assert planned is not None and claimed is not None
+    listed = [] if terms.stopped else plan.epsilon_at()
+    return guarantee_block(terms, epsilon=claimed, planned=planned, epsilon_at=listed, interval=interval_for(planned))
 
 
-def _assumptions(plan: Plan, facts: RunFacts, stopped: bool) -> list[dict[str, str]]:
-    held = [
-        ("each unit is in each draw independently with probability q", "own Poisson sampler on the keystream"),
-        ("q, the divisor and the number of steps are public constants", "compiled into the plan before data was read"),
-        ("a unit moves a clipped sum by at most C(1+s)", f"engine '{facts.engine}', float class '{facts.float_class}'"),
-        ("a unit's gradient does not depend on other units", _apart(plan)),
-        ("noise is Gaussian with the planned deviation and never reused", NOISE[plan.noise]),
-        ("AES-256 is a pseudo-random permutation", "assumed"),
-        ("settings were not tuned on these private rows without charge", "assumed; the user's word"),
-    ]
-    if plan.unit == "user":
-        held.append(("data.unit_column names each person once", "assumed; the user's word"))
-    if stopped:
-        held.append(("the moment of stopping looked only at what was released", "assumed; see privacy/stopping.py"))
-        held.append(("epsilon as a function of when the run stopped", "holds with at most twice the stated delta"))
-    return [{"claim": claim, "held_by": by} for claim, by in held]
+def _records(plan: Plan, facts: RunFacts) -> dict[str, Any]:
+    """The blocks that are on record only: nothing in ``guarantee`` rests on them but the declared size."""
+    data, metrics = facts.data, facts.nonprivate_metrics
+    return {
+        "identity": {
+            "run_id": facts.run_id,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "software": f"dptrain {__version__}",
+            "supersedes": None,
+        },
+        "artifact": {
+            "format": "safetensors",
+            "files": facts.files,
+            "released_outputs": ["final weights", *(f"metric {name}" for name in metrics)],
+            "base_model": None,
+            "adapters": None,
+        },
+        "dataset": {
+            "name": str(data.get("name", "the data")),
+            "licence": str(data.get("licence", "not stated")),
+            "classification": KINDS.get(data.get("is_public"), "not stated"),
+            "public_size": plan.public_size,
+            "public_split": str(data.get("public_split", "not stated")),
+            "version": None,
+            "time_range": None,
+            "manifest_digest": "kept in the internal tier: a digest of private rows lets a guess be tested",
+        },
+        "composition": facts.composition,
+        "audit": facts.audit,
+        "utility": facts.utility,
+        "pretraining": facts.pretraining,
+        "environment": facts.environment,
+        "governance": facts.governance,
+    }

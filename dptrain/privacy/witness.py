@@ -28,6 +28,11 @@ def recall(ledger_id: str) -> Head | None:
     return found[0] if found else None
 
 
+def recall_with_place(ledger_id: str) -> tuple[Head, str] | None:
+    """The newest head seen of a ledger, and where that ledger lay; None where none was."""
+    return _read(folder() / f"{ledger_id}.json")
+
+
 def remember(head: Head, place: str) -> None:
     """Keeps a head, unless a newer one of the same ledger is kept already.
 

@@ -139,14 +139,14 @@ def promise(record: RunRecord) -> list[Row]:
         return []
     unit = str(record.get("statement.unit.kind") or "unit")
     cap = record.get("statement.unit.max_rows")
-    adjacency = str(record.get("statement.adjacency"))
+    adjacency = str(record.get("statement.adjacency.relation"))
     claim = str(record.get("statement.guarantee.claim"))
     rows = [
         ("Protected", "each record" if unit == "record" else f"each {unit}, with at most {plain(cap)} rows"),
         ("Neighbouring data", ADJACENCY.get(adjacency, adjacency).format(unit=unit)),
         ("Claim", CLAIM.get(claim, claim)),
     ]
-    published = record.get("statement.nonprivate_metrics") or []
+    published = record.get("statement.scope.nonprivate_metrics") or []
     if published:
         rows.append(("Published outside the promise", ", ".join(str(name) for name in published)))
     return rows
@@ -154,13 +154,21 @@ def promise(record: RunRecord) -> list[Row]:
 
 def assumptions(record: RunRecord) -> list[Row]:
     """What must hold for the promise, and what makes it hold."""
-    entries = record.get("statement.assumptions") or []
-    return [(str(e.get("claim", "")), str(e.get("held_by", ""))) for e in entries if isinstance(e, dict)]
+    entries = record.get("statement.accounting.assumptions") or []
+    return [(str(e.get("claim", "")), _held_by(e)) for e in entries if isinstance(e, dict)]
+
+
+def _held_by(entry: dict[str, Any]) -> str:
+    """What makes an assumption hold, and where that is verified; ``assumed`` where nothing does."""
+    made, where = entry.get("implemented"), entry.get("verified_by")
+    if not made:
+        return "assumed"
+    return f"{made}{'; assumed' if entry.get('assumed') else ''}{f' (verified by {where})' if where else ''}"
 
 
 def not_covered(record: RunRecord) -> list[str]:
     """What the promise leaves open."""
-    return [str(entry) for entry in record.get("statement.not_covered") or []]
+    return [str(entry) for entry in record.get("statement.limits.not_covered") or []]
 
 
 def cost(record: RunRecord) -> list[Row]:
@@ -236,16 +244,15 @@ def audit_sample(record: RunRecord) -> str:
 def run_facts(record: RunRecord) -> list[Row]:
     """Which data, which model, how long."""
     get = record.get
-    data = " · ".join(
-        str(part) for part in (get("statement.data.name") or get("result.data"), get("statement.data.licence")) if part
-    )
-    size = get("statement.data.public_size") or get("plan.public_size")
+    parts = (get("statement.dataset.name") or get("result.data"), get("statement.dataset.licence"))
+    data = " · ".join(str(part) for part in parts if part)
+    size = get("statement.dataset.public_size") or get("plan.public_size")
     rows = [
         ("Run", record.run_id),
         ("Status", STATUS.get(str(get("result.status")), str(get("result.status")))),
         ("Data", data or MISSING),
         ("Public size", f"{plain(size)} {get('plan.unit') or 'unit'}s"),
-        ("Public split", str(get("statement.data.public_split") or MISSING)),
+        ("Public split", str(get("statement.dataset.public_split") or MISSING)),
         ("Model", f"{get('result.model') or MISSING}, {plain(get('result.parameters'))} parameters"),
         ("Features", _unless("none", get("settings.model.features"))),
         ("Optimizer", _optimizer(get("settings.optimizer"))),
@@ -253,7 +260,7 @@ def run_facts(record: RunRecord) -> list[Row]:
         ("Steps", f"{plain(get('result.steps'))} of {plain(get('result.planned_steps'))} planned"),
         ("Device", str(get("result.device") or MISSING)),
         ("Training time", duration(get("result.seconds"))),
-        ("Statement made", str(get("statement.created") or MISSING)),
+        ("Statement made", str(get("statement.identity.created") or MISSING)),
         ("MLflow run", str(get("result.mlflow_run_id") or MISSING)),
         ("Tracking store", str(get("result.tracking_uri") or MISSING)),
     ]

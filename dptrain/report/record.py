@@ -68,7 +68,7 @@ def read_record(folder: RunFolder, tier: str) -> RunRecord:
     statement = _optional(folder.statement)
     metrics = _lines(folder.metrics)
     if not internal:
-        published = statement.get("nonprivate_metrics") or []
+        published = _table(statement.get("scope")).get("nonprivate_metrics") or []
         hidden = {name for name in FROM_PRIVATE_ROWS if name not in published}
         result = {key: value for key, value in result.items() if key not in NOT_PUBLIC}
         result["metrics"] = _public(_table(result.get("metrics")), hidden)

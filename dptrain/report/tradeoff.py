@@ -150,7 +150,7 @@ def _from_event(record: RunRecord) -> tuple[tuple[float, float], ...]:
     tuned = isinstance(tuning, dict) and tuning.get("strategy") and tuning.get("public_only") is not True
     if record.get("statement.guarantee.claim") != "planned" or tuned or not isinstance(event, dict) or not event:
         return ()
-    return _read_event(json.dumps(event, sort_keys=True), str(record.get("statement.adjacency")))
+    return _read_event(json.dumps(event, sort_keys=True), str(record.get("statement.adjacency.relation")))
 
 
 @lru_cache(maxsize=8)

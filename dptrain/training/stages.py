@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from dptrain.checkpoint.bundle import save_bundle
 from dptrain.data.manifest import manifest_digest, new_salt
 from dptrain.data.source import Rows, Splits
 from dptrain.data.units import load_capped
 from dptrain.errors import ConfigError
 from dptrain.models.features import cached_features
 from dptrain.privacy.ledger import Ledger
-from dptrain.privacy.statement import RunFacts, make_statement
 from dptrain.run_folder import CACHE, RunFolder, write_json, write_text
+from dptrain.signing import load_signer
 from dptrain.tracking.choose import make_tracker
 from dptrain.tracking.console import Progress, summary
 from dptrain.tracking.metrics_log import MetricsLog
@@ -31,6 +30,7 @@ from dptrain.training.budget import reserve as reserve_plan
 from dptrain.training.evaluate import evaluate
 from dptrain.training.loop import Outcome, StepReport, Trainer
 from dptrain.training.recorder import Record, Recorder, evaluation_steps
+from dptrain.training.release import release
 from dptrain.training.setup import Setup, prepare
 
 __all__ = [
@@ -61,6 +61,7 @@ class Loaded:
 
 def open_account(setup: Setup) -> Ledger | None:
     """The ledger this run is counted in, checked and in reach; None for runs that need none. Reads no private row."""
+    load_signer()  # a key that cannot be made or read stops a run here, not at its end
     return open_ledger_for(setup.config, setup.purpose)
 
 
@@ -217,31 +218,6 @@ def to(tracker: Tracker) -> Callable[[Record], None]:
         tracker.log(int(record["step"]), numbers, float(record["seconds"]))
 
     return hand_over
-
-
-def release(setup: Setup, trainer: Trainer, outcome: Outcome, folder: RunFolder, budget: Budget) -> dict[str, Any]:
-    """Settles the account, writes the statement and the release bundle; returns the statement."""
-    info = setup.source.info
-    budget.settle(outcome.steps_done)
-    facts = RunFacts(
-        run_id=folder.run_id,
-        steps_done=outcome.steps_done,
-        engine=trainer.engine.name,
-        float_class=trainer.engine.float_class if trainer.grid is not None else "floating",
-        data={
-            "name": info.name,
-            "licence": info.licence,
-            "public_size": info.public_size,
-            "public_split": info.public_split,
-        },
-        test_randomness=not setup.keystream.is_private,
-        nonprivate_metrics=setup.config.allow_nonprivate_metrics,
-        composition=budget.composition(setup.plan.epsilon_after(outcome.steps_done)),
-    )
-    statement = make_statement(setup.plan, facts)
-    write_json(folder.statement, statement)
-    save_bundle(folder.checkpoint, setup.module, setup.spec, statement)
-    return statement
 
 
 def conclude(

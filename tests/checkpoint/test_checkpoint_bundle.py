@@ -10,20 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from dptrain.checkpoint.bundle import load_bundle, save_bundle, verify_files
+from dptrain.bundle_files import verify_files
+from dptrain.checkpoint.bundle import load_bundle, save_bundle
 from dptrain.errors import ConfigError
 from dptrain.models.build import ModelSpec, build_model
 
 SPEC = ModelSpec(
     name="mlp", options={"hidden": [5]}, raw_shape=(4,), input_shape=(4,), num_outputs=3, task="multiclass"
 )
-STATEMENT = {"schema": "dptrain.statement/1", "sentence": "none"}
+STATEMENT = {"schema": "dptrain.statement/2", "sentence": "none"}
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    save_bundle(tmp_path / "checkpoint", build_model(SPEC), SPEC, STATEMENT)
+    save_bundle(tmp_path / "checkpoint", build_model(SPEC), SPEC, lambda files: STATEMENT)
     return tmp_path / "checkpoint"
 
 
@@ -66,7 +67,7 @@ def test_nothing_in_a_bundle_is_readable_by_others(bundle: Path) -> None:
 
 def test_a_bundle_is_never_overwritten(bundle: Path) -> None:
     with pytest.raises(ConfigError, match="exists already"):
-        save_bundle(bundle, build_model(SPEC), SPEC, STATEMENT)
+        save_bundle(bundle, build_model(SPEC), SPEC, lambda files: STATEMENT)
     verify_files(bundle)
 
 
@@ -76,7 +77,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("dptrain.checkpoint.bundle.save_model", full)
     with pytest.raises(OSError, match="No space"):
-        save_bundle(tmp_path / "checkpoint", build_model(SPEC), SPEC, STATEMENT)
+        save_bundle(tmp_path / "checkpoint", build_model(SPEC), SPEC, lambda files: STATEMENT)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,6 +172,6 @@ def test_tied_parameters_survive(tmp_path: Path) -> None:
 
     spec = ModelSpec(name="test_tied", raw_shape=(4,), input_shape=(4,), num_outputs=4, task="multiclass")
     module = build_model(spec).eval()
-    save_bundle(tmp_path / "checkpoint", module, spec, STATEMENT)
+    save_bundle(tmp_path / "checkpoint", module, spec, lambda files: STATEMENT)
     inputs = torch.randn(3, 4)
     assert torch.equal(load_bundle(tmp_path / "checkpoint").model(inputs), module(inputs))

@@ -28,7 +28,7 @@ def test_anyone_can_recompute_epsilon_from_the_statement() -> None:
     made = plan()
     stated = json.loads(json.dumps(make_statement(made, facts(made.steps)), allow_nan=False))
     guarantee = stated["guarantee"]
-    again = accounting.epsilon(stated["mechanism"]["event"], guarantee["delta"], stated["adjacency"])
+    again = accounting.epsilon(stated["mechanism"]["event"], guarantee["delta"], stated["adjacency"]["relation"])
     assert again <= guarantee["epsilon"] <= 2.0
     assert guarantee["epsilon"] == pytest.approx(again, rel=1e-4)
     assert guarantee["claim"] == "planned"
@@ -48,7 +48,7 @@ def test_a_stopped_run_says_so_and_claims_no_less_than_its_steps_cost() -> None:
     assert stated["guarantee"]["claim"] == "stopped_early"
     executed = accounting.epsilon(stated["mechanism"]["event"], made.delta)
     assert executed <= stated["guarantee"]["epsilon"] <= made.epsilon  # type: ignore[operator]
-    assert any("stopping" in a["claim"] for a in stated["assumptions"])
+    assert any("stopping" in a["claim"] for a in stated["accounting"]["assumptions"])
 
 
 def test_no_privacy_and_test_keys_promise_nothing() -> None:
@@ -65,17 +65,17 @@ def test_no_privacy_and_test_keys_promise_nothing() -> None:
 def test_published_internal_metrics_are_stamped() -> None:
     made = plan()
     stated = make_statement(made, facts(made.steps, nonprivate_metrics=["batch_size"]))
-    assert stated["nonprivate_metrics"] == ["batch_size"]
+    assert stated["scope"]["nonprivate_metrics"] == ["batch_size"]
     assert "batch_size" in stated["sentence"]
-    assert any("batch_size" in entry for entry in stated["not_covered"])
+    assert any("batch_size" in entry for entry in stated["limits"]["not_covered"])
 
 
 def test_users_are_called_users() -> None:
     made = plan(unit="user", max_rows_per_unit=4)
     stated = make_statement(made, facts(made.steps))
     assert "user (at most 4 rows each)" in stated["sentence"]
-    assert stated["unit"] == {"kind": "user", "max_rows": 4}
-    assert any("names each person once" in a["claim"] for a in stated["assumptions"])
+    assert (stated["unit"]["kind"], stated["unit"]["max_rows"]) == ("user", 4)
+    assert any("names each person once" in a["claim"] for a in stated["accounting"]["assumptions"])
 
 
 def test_fast_noise_is_not_stated_flatly() -> None:

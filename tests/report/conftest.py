@@ -25,19 +25,19 @@ def _epsilon(step: int, delta: float = 1e-5) -> float:
 
 def _statement(private: bool) -> dict[str, Any]:
     head = {
-        "schema": "dptrain.statement/1",
-        "run_id": "r1",
-        "created": "2030-01-02T03:04:05+00:00",
+        "schema": "dptrain.statement/2",
+        "tier": "public",
+        "identity": {"run_id": "r1", "created": "2030-01-02T03:04:05+00:00", "software": "dptrain", "supersedes": None},
         "private": private,
         "unit": {"kind": "record", "max_rows": 1},
-        "adjacency": "zero_out",
-        "data": {
+        "adjacency": {"relation": "zero_out", "size_is_public": True, "meaning": "one contribution"},
+        "dataset": {
             "name": "digits",
             "licence": "CC BY 4.0",
             "public_size": 1437,
             "public_split": "the last fifth of the rows, by seed",
         },
-        "nonprivate_metrics": [],
+        "scope": {"covered": [], "uncovered": [], "nonprivate_metrics": []},
     }
     if not private:
         return head | {"sentence": "This model promises no privacy: it was trained without privacy.", "guarantee": None}
@@ -70,20 +70,38 @@ def _statement(private: bool) -> dict[str, Any]:
             "noise": "secure",
             "source": "AES-256 counter-mode keystream keyed by the operating system; Gaussian on an integer grid",
         },
-        "accounting": {"method": "PLD", "library": "dp-accounting", "version": "0.6.0"},
-        "assumptions": [
-            {
-                "claim": "each unit is in each draw independently with probability q",
-                "held_by": "own Poisson sampler on the keystream",
-            },
-            {"claim": "a unit moves a clipped sum by at most C(1+s)", "held_by": "engine 'vmap', float class 'exact'"},
-            {"claim": "AES-256 is a pseudo-random permutation", "held_by": "assumed"},
-        ],
-        "not_covered": [
-            "rows of the split declared public, and anything published about them",
-            "facts about groups: the model may reveal what holds for the population whether or not a unit took part",
-            "other runs on the same units: their epsilons add up",
-        ],
+        "accounting": {
+            "method": "PLD",
+            "library": "dp-accounting",
+            "version": "0.6.0",
+            "assumptions": [
+                {
+                    "claim": "each unit is in each draw independently with probability q",
+                    "assumed": False,
+                    "implemented": "own Poisson sampler on the keystream",
+                    "verified_by": "tests/data/test_data_sampler.py",
+                },
+                {
+                    "claim": "a unit moves a clipped sum by at most C(1+s)",
+                    "assumed": False,
+                    "implemented": "engine 'vmap', float class 'exact'",
+                    "verified_by": None,
+                },
+                {
+                    "claim": "AES-256 is a pseudo-random permutation",
+                    "assumed": True,
+                    "implemented": None,
+                    "verified_by": None,
+                },
+            ],
+        },
+        "limits": {
+            "not_covered": [
+                "rows of the split declared public, and anything published about them",
+                "facts about groups: what holds for the population whether or not a unit took part",
+                "other runs on the same units: their epsilons add up",
+            ],
+        },
     }
 
 

@@ -119,8 +119,8 @@ def test_runs_of_other_deltas_are_read_at_the_shared_one_and_named(make_run: Mak
     [
         {"unit__kind": "user"},
         {"unit__max_rows": 5},
-        {"adjacency": "add_remove"},
-        {"data__public_size": 99},
+        {"adjacency": {"relation": "add_remove"}},
+        {"dataset__public_size": 99},
         {"result__data": "mnist"},
         {"result__metrics": {"test_mae": 0.5}},
     ],
@@ -187,7 +187,7 @@ def test_the_public_tier_knows_neither_time_nor_attack_nor_place(make_run: MakeR
 
 
 def test_metrics_from_private_rows_are_named(make_run: MakeRun) -> None:
-    folder = at(make_run, "a", 1.0, 0.8, nonprivate_metrics=["member_loss"])
+    folder = at(make_run, "a", 1.0, 0.8, scope={"nonprivate_metrics": ["member_loss"]})
     altered(folder, result__metrics={"test_accuracy": 0.8, "member_loss": 0.25})
     for tier in ("internal", "public"):
         shown = compared(folder, tier=tier)

@@ -111,11 +111,16 @@ def hostile_run(make_run: MakeRun) -> RunFolder:
     folder = make_run()
     change(folder.result, run_id=HOSTILE, data=HOSTILE, model=HOSTILE, status=HOSTILE, device=HOSTILE)
     statement = read_json(folder.statement)
-    statement["data"] |= {"name": HOSTILE, "licence": HOSTILE, "public_split": HOSTILE}
-    statement |= {"sentence": HOSTILE, "adjacency": HOSTILE, "unit": {"kind": HOSTILE, "max_rows": HOSTILE}}
-    statement["assumptions"].append({"claim": HOSTILE, "held_by": HOSTILE})
-    statement["not_covered"].append(HOSTILE)
-    statement["nonprivate_metrics"] = [HOSTILE]
+    statement["dataset"] |= {"name": HOSTILE, "licence": HOSTILE, "public_split": HOSTILE}
+    statement |= {
+        "sentence": HOSTILE,
+        "adjacency": {"relation": HOSTILE},
+        "unit": {"kind": HOSTILE, "max_rows": HOSTILE},
+    }
+    held = {"claim": HOSTILE, "assumed": False, "implemented": HOSTILE, "verified_by": HOSTILE}
+    statement["accounting"]["assumptions"].append(held)
+    statement["limits"]["not_covered"].append(HOSTILE)
+    statement["scope"]["nonprivate_metrics"] = [HOSTILE]
     write_json(folder.statement, statement)
     audit = read_json(folder.internal_audit)
     audit["verdict"] = audit["attacks"][0]["name"] = HOSTILE
@@ -178,7 +183,7 @@ def test_the_public_tier_holds_nothing_of_the_internal_one(
 
 def test_a_published_private_metric_is_shown_and_named(make_run: MakeRun) -> None:
     folder = make_run()
-    change(folder.statement, nonprivate_metrics=["clipped_share"])
+    change(folder.statement, scope={"nonprivate_metrics": ["clipped_share"]})
     change(folder.result, metrics={"test_accuracy": 0.9, "clipped_share": 0.654321, "member_loss": 0.123456})
     text = page(folder, "public").text
     assert "Published outside the promise clipped_share" in text
@@ -215,7 +220,7 @@ def test_other_tasks_units_and_endings(make_run: MakeRun) -> None:
     folder = make_run()
     statement = read_json(folder.statement)
     statement["unit"] = {"kind": "user", "max_rows": 5}
-    statement["adjacency"] = "add_remove"
+    statement["adjacency"]["relation"] = "add_remove"
     statement["guarantee"] |= {"claim": "stopped_early", "epsilon_at": [], "epsilon": 1.23401}
     statement["sampling"]["steps_done"] = 400
     write_json(folder.statement, statement)

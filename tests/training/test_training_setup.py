@@ -71,7 +71,7 @@ def test_users_are_trained_as_units(table: Path) -> None:
     size = _users(table)
     assert run(["train", *TABLE, *arguments, f"data.public_size={size}", "run.dir=users"]) == 0
     statement = read_json(table / "users" / "statement.json")
-    assert statement["unit"] == {"kind": "user", "max_rows": 3}
+    assert (statement["unit"]["kind"], statement["unit"]["max_rows"]) == ("user", 3)
     assert "each user" in statement["sentence"]
     assert run(["audit", "run=users"]) == 0
     audit = read_json(table / "users" / "internal" / "audit.json")
