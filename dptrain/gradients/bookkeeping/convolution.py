@@ -21,6 +21,10 @@ aten = torch.ops.aten
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 BAND = 1 << 18
 """Values of bands made at once: 1 MiB in float32."""
+MOST_COLUMNS = 1 << 26
+"""Bytes of unfolded inputs beyond which ways that unfold them whole are not tried."""
+SURELY_SMALL = 1 << 20
+"""Bytes of unfolded inputs up to which nothing is lost by trying."""
 MOST_GRAM_PLACES = 256
 """Most places of an output for which Gram matrices are tried: beyond, they cost more than the gradients."""
 
@@ -172,9 +176,15 @@ class Convolved:
         if self.x.dim() == 5 and self.shape.groups == 1:
             ways["bands"] = lambda: self.kept(self.banded, turned=True)
             ways["bands, again"] = lambda: self.again(self.banded)
+            outputs, places = self.g.shape[2], math.prod(self.g.shape[3:])
+            patch = math.prod(self.kernel.shape[1:])
+            columns = self.x.shape[0] * self.x.shape[1] * patch * places * self.x.element_size()
+            if columns > MOST_COLUMNS:
+                return ways
             ways["unfolded"] = lambda: self.kept(self.unfolded)
+            pays = columns <= SURELY_SMALL or places * (patch + outputs) <= 4 * patch * outputs
             # On a GPU Gram norms are raised, and then norms would depend on the way.
-            if math.prod(self.g.shape[3:]) <= MOST_GRAM_PLACES and not self.x.is_cuda:
+            if places <= MOST_GRAM_PLACES and pays and not self.x.is_cuda:
                 ways["gram"] = lambda: self.tokens().outer(tape, 1).reshaped(self.kernel.shape)
         return ways
 
