@@ -24,14 +24,14 @@ class EvaluationConfig:
     private_fraction: float = 0.1
     """With metrics=dp: share of the private units held out, in (0, 0.5]."""
     noise_multiplier: float = 20.0
-    """With metrics=dp: standard deviation of the noise on a count, in units; at least 0.1."""
+    """With metrics=dp: standard deviation of the noise on a count, in units, in [0.1, 10,000]."""
 
     def __post_init__(self) -> None:
         number("evaluation.every", self.every, low=1)
         number("evaluation.batch_size", self.batch_size, low=1)
         choice("evaluation.metrics", self.metrics, ["public", "dp"])
         number("evaluation.private_fraction", self.private_fraction, low=0, high=0.5, low_open=True)
-        number("evaluation.noise_multiplier", self.noise_multiplier, low=0.1, high=1e6)
+        number("evaluation.noise_multiplier", self.noise_multiplier, low=0.1, high=1e4)
 
 
 @dataclass

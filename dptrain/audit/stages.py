@@ -18,7 +18,7 @@ from dptrain.compose import typed
 from dptrain.config import AuditConfig, TrainConfig
 from dptrain.data.manifest import manifest_digest
 from dptrain.data.source import Rows
-from dptrain.data.units import load_capped
+from dptrain.data.units import hold_out, load_capped
 from dptrain.errors import ClaimRejected, ConfigError
 from dptrain.registry import load_user_files, sources
 from dptrain.run_folder import CACHE, RunFolder, open_run, read_json, write_json
@@ -62,10 +62,11 @@ def open_subject(config: AuditConfig) -> Subject:
     source = sources.build(settings.data.name, settings.data, settings.seed, options=settings.data.options)
     splits = load_capped(source, settings.privacy, settings.seed)
     _check_rows(folder, splits.train)
+    trained, _ = hold_out(splits.train, settings.evaluation, settings.seed)
     return Subject(
         folder=folder,
         bundle=bundle,
-        members=_some_units(splits.train, config.audit.max_rows, config.seed),
+        members=_some_units(trained, config.audit.max_rows, config.seed),
         non_members=_some_units(splits.public, config.audit.max_rows, config.seed),
         batch_size=settings.evaluation.batch_size,
     )

@@ -85,6 +85,8 @@ class Splits:
 
     train: Rows
     public: Rows
+    validation: Rows | None = None
+    """Private rows held out from training for noisy evaluation; a source leaves it None."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dptrain.config import PrivacyConfig
+from dptrain.config import EvaluationConfig, PrivacyConfig
 from dptrain.data.source import Rows, Source, Splits
+from dptrain.data.split import split_positions
 from dptrain.errors import ConfigError
 
 
@@ -45,6 +46,29 @@ def load_capped(source: Source, privacy: PrivacyConfig, seed: int) -> Splits:
     known = source.info.unit == "user"
     train = limit_rows(splits.train, privacy.unit, privacy.max_rows_per_unit, seed, has_user_ids=known)
     return Splits(train, splits.public)
+
+
+HOLD_OUT_SEED = 0x5EED
+"""Told apart from the split of public rows, so that the two do not fall on the same places."""
+
+
+def held_out_units(units: int, fraction: float, seed: int) -> np.ndarray:
+    """(units,) bool: which units, by position, are held out from training for noisy evaluation.
+
+    Guarantee: as ``split_positions``: no content decides it.
+    """
+    return split_positions(units, fraction, seed ^ HOLD_OUT_SEED)
+
+
+def hold_out(rows: Rows, evaluation: EvaluationConfig, seed: int) -> tuple[Rows, Rows | None]:
+    """Private rows as (those that train, those held out for noisy evaluation); None held out where none is asked for.
+
+    All rows of a unit go the same way.
+    """
+    if evaluation.metrics != "dp":
+        return rows, None
+    held = torch.from_numpy(held_out_units(rows.num_units, evaluation.private_fraction, seed))[rows.unit_id]
+    return rows.take(torch.nonzero(~held).flatten()), rows.take(torch.nonzero(held).flatten())
 
 
 def limit_rows(rows: Rows, unit: str, max_rows: int, seed: int, *, has_user_ids: bool = True) -> Rows:

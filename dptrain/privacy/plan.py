@@ -165,7 +165,7 @@ def compile_plan(
         )
         batch = float(public_size)
     rate = batch / public_size
-    steps = config.steps if config.steps is not None else _steps(config.epochs, rate)
+    steps = given_steps(config, public_size)
     shared: dict[str, Any] = {
         "sampling_rate": rate,
         "expected_batch_size": batch,
@@ -184,8 +184,12 @@ def compile_plan(
     return _solve(config, rate, batch, steps, tuple(beside), trials, shared)
 
 
-def _steps(epochs: float | None, rate: float) -> int | None:
-    return None if epochs is None else max(1, round(epochs / rate))
+def given_steps(config: PrivacyConfig, public_size: int) -> int | None:
+    """Number of steps that the settings give; None where it is solved for."""
+    rate = min(float(config.expected_batch_size), float(public_size)) / public_size
+    if config.steps is not None:
+        return config.steps
+    return None if config.epochs is None else max(1, round(config.epochs / rate))
 
 
 def _solve(

@@ -86,6 +86,7 @@ class Budget:
         self._committed = 0 if reservation is None else reservation.committed_steps
         self._intended = self._committed
         self._settled = False
+        self._whole = event is not None and event["type"] != "self_composed"
         self._last: float | None = None
         self._step_seconds = 0.0
         self._commit_seconds = 0.01
@@ -118,6 +119,8 @@ class Budget:
         now = time.monotonic()
         if self._last is not None:
             self._step_seconds = now - self._last
+        if self._whole:
+            step = 1  # an event that is not made of steps is committed whole, before the first of them
         if self._ledger is not None and self._reservation is not None and step > self._committed:
             size = self._lease or (1 if self._last is None else lease_size(self._step_seconds, self._commit_seconds))
             target = max(step, min(step + size - 1, self._reservation.planned_steps))
@@ -134,7 +137,8 @@ class Budget:
         """
         if self._reservation is None:
             return None
-        totals = [before + steps * price for before, price in zip(self._before, self._prices, strict=True)]
+        done = min(steps, 1) if self._whole else steps
+        totals = [before + done * price for before, price in zip(self._before, self._prices, strict=True)]
         return value(self._rules, totals), self._limit[0]
 
     def settle(self, steps_done: int | None = None) -> None:

@@ -20,6 +20,18 @@ class Sink(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """Something that keeps the best model seen so far."""
+
+    def offer(self, record: Record) -> None:
+        """Looks at one record and keeps the model where it is the best yet."""
+        ...
+
+    def restore(self, last: Record) -> Record:
+        """Puts the best model back and returns its record."""
+        ...
+
+
 def evaluation_steps(steps: int, every: int | None) -> list[int]:
     """The steps after which the public split is looked at; the last step is always one of them."""
     stride = every if every is not None else max(1, -(-steps // 20))
@@ -36,6 +48,7 @@ class Recorder:
         listeners: called with every public record (metrics.jsonl, tracker, progress).
         internal: takes what was computed from private rows.
         published: internal metrics the user chose to publish all the same.
+        best: keeps the best model seen, where that is what is released.
         standing: steps -> epsilon at which the data set's account stands, and its limit; None where none is kept.
     """
 
@@ -47,6 +60,7 @@ class Recorder:
     internal: Sink
     published: list[str] = field(default_factory=list)
     standing: Callable[[int], tuple[float, float] | None] = lambda steps: None
+    best: Keeper | None = None
     last: Record = field(default_factory=dict)
 
     def on_step(self, done: int, report: StepReport, seconds: float) -> None:
@@ -70,5 +84,12 @@ class Recorder:
         record |= self.evaluate()
         record |= {name: private[name] for name in self.published if private[name] is not None}
         self.last = record
+        if self.best is not None:
+            self.best.offer(record)
         for listener in self.listeners:
             listener(record)
+
+    def settle_on_best(self) -> None:
+        """At the end of a run: the best model, where that is what is released, and its record as the last."""
+        if self.best is not None:
+            self.last = self.best.restore(self.last)

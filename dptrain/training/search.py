@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from dptrain.errors import BudgetRefused
 from dptrain.keystream import Keystream
 from dptrain.privacy.accounting import Event
+from dptrain.privacy.grid import grid_step
 from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.plan import Plan
 from dptrain.privacy.privacy_filter import steps_of
@@ -72,9 +75,9 @@ def begin_grid(search: Search, plans: Sequence[Plan], rows: Rows, ledger: Ledger
     setup, whole = search.setup, grid_plan(plans, 0)
     assert whole.mechanism is not None
     if setup.plan.noise == "secure":
-        longest = max(plan.steps for plan in plans)
-        reach = replace(whole, steps=longest * len(plans))
-        build_noise(reach, Keystream(), setup.num_parameters, 1e-3, next(setup.module.parameters()).device)
+        reach = replace(whole, steps=max(plan.steps for plan in plans) * len(plans))
+        grid = grid_step(whole.mechanism.clipping_norm, whole.mechanism.sensitivity_slack, setup.num_parameters)
+        build_noise(reach, Keystream(), setup.num_parameters, grid, torch.device("cpu"))
     budget = _reserve(setup, whole, rows, ledger)
     setup.folder.create()
     stages.describe(setup, rows.first, setup.folder)

@@ -26,6 +26,7 @@ from dptrain.training.budget import check_purpose
 from dptrain.training.evaluate import metric_names
 from dptrain.training.losses import check_row_loss, row_loss
 from dptrain.training.optimizers import build_optimizer, build_schedule
+from dptrain.training.private_metrics import check_private_evaluation, looks_event, training_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,9 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
     if check_folder and config.tuning.strategy in ("random", "grid"):
         remedy = "add --multirun and lists of values, or leave it out"
         raise ConfigError("tuning.strategy", config.tuning.strategy, "searches, and this is a single run", remedy)
-    plan = compile_plan(config.privacy, source.info.public_size, trials=trials_of(config))
+    check_private_evaluation(config, source.info)
+    units, looks = training_units(config, source.info), looks_event(config, source.info)
+    plan = compile_plan(config.privacy, units, looks, trials_of(config))
     device = pick_device(config.execution.device)
     spec = model_spec(config, source.info)
     torch.manual_seed(config.seed)

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from dptrain.data.manifest import manifest_digest, new_salt
 from dptrain.data.source import Rows, Splits
-from dptrain.data.units import load_capped
+from dptrain.data.units import hold_out, load_capped
 from dptrain.errors import ConfigError
+from dptrain.keystream import Keystream
 from dptrain.models.features import cached_features
 from dptrain.privacy.ledger import Ledger
 from dptrain.run_folder import CACHE, RunFolder, write_json, write_text
@@ -29,6 +30,8 @@ from dptrain.training.budget import open_account as open_ledger_for
 from dptrain.training.budget import reserve as reserve_plan
 from dptrain.training.evaluate import evaluate
 from dptrain.training.loop import Outcome, StepReport, Trainer
+from dptrain.training.metrics import LOWER_IS_BETTER
+from dptrain.training.private_metrics import NAME, Best, PrivateAccuracy, planned_looks
 from dptrain.training.recorder import Record, Recorder, evaluation_steps
 from dptrain.training.release import release
 from dptrain.training.setup import Setup, prepare
@@ -88,7 +91,9 @@ def read_rows(setup: Setup, ledger: Ledger | None = None) -> Loaded:
     salt = new_salt()
     manifest = {"salt": salt.hex(), "digest": manifest_digest(train, salt), "rows": len(train)}
     digest = None if ledger is None else manifest_digest(train, ledger.secret)
-    return Loaded(Splits(_mapped(setup, train), _mapped(setup, splits.public)), manifest, digest)
+    train, held = hold_out(train, config.evaluation, config.seed)
+    validation = None if held is None else _mapped(setup, held)
+    return Loaded(Splits(_mapped(setup, train), _mapped(setup, splits.public), validation), manifest, digest)
 
 
 def reserve(setup: Setup, loaded: Loaded, ledger: Ledger | None) -> Budget:
@@ -136,9 +141,12 @@ def assemble(setup: Setup, loaded: Loaded, folder: RunFolder, budget: Budget) ->
     rows, keystream = loaded.splits.train, setup.keystream
     trainer = build_trainer(config, plan, setup.module, rows, setup.row_loss, keystream, budget.intend)
 
+    task, size = setup.source.info.task, config.evaluation.batch_size
+    private = _private_looks(setup, loaded)
+
     def look() -> dict[str, float]:
-        task, size = setup.source.info.task, config.evaluation.batch_size
-        return evaluate(setup.module, loaded.splits.public, setup.row_loss, task, setup.metrics, size)
+        values = evaluate(setup.module, loaded.splits.public, setup.row_loss, task, setup.metrics, size)
+        return values if private is None else values | {NAME: private.look(setup.module)}
 
     recorder = Recorder(
         steps=steps,
@@ -149,8 +157,26 @@ def assemble(setup: Setup, loaded: Loaded, folder: RunFolder, budget: Budget) ->
         internal=MetricsLog(folder.internal_metrics),
         published=config.allow_nonprivate_metrics,
         standing=budget.standing,
+        best=_best(setup),
     )
     return trainer, recorder, _tracker(setup, folder)
+
+
+def _private_looks(setup: Setup, loaded: Loaded) -> PrivateAccuracy | None:
+    info, evaluation, rows = setup.source.info, setup.config.evaluation, loaded.splits.validation
+    if rows is None:
+        return None
+    looks = planned_looks(setup.config, info)
+    return PrivateAccuracy(rows, info.task, evaluation.noise_multiplier, looks, evaluation.batch_size, Keystream())
+
+
+def _best(setup: Setup) -> Best | None:
+    if setup.config.release.choose != "best":
+        return None
+    if setup.config.evaluation.metrics == "dp":
+        return Best(setup.module, NAME, lower=False)
+    first = setup.metrics[0]
+    return Best(setup.module, f"test_{first}", first in LOWER_IS_BETTER)
 
 
 def _tracker(setup: Setup, folder: RunFolder) -> Tracker:
@@ -187,6 +213,7 @@ def train(setup: Setup, trainer: Trainer, recorder: Recorder, tracker: Tracker, 
         outcome = trainer.run(on_step)
         if outcome.status == "stopped" and last[0]:
             recorder.record(*last, epsilon=setup.plan.epsilon_after(outcome.steps_done))
+        recorder.settle_on_best()
     except BaseException as error:
         # The step in hand may have drawn its noise: it counts.
         done = min(last[0] + 1, setup.plan.steps)

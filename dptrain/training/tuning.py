@@ -30,6 +30,7 @@ from dptrain.tracking.metrics_log import read_metrics
 from dptrain.training import stages
 from dptrain.training.budget import Budget
 from dptrain.training.metrics import LOWER_IS_BETTER
+from dptrain.training.private_metrics import NAME
 from dptrain.training.setup import Setup, prepare
 
 FREE = ("model", "optimizer", "task", "clipping", "execution")
@@ -89,9 +90,10 @@ def prepare_search(sweep: Sweep, strategy: str) -> tuple[Search, list[Plan]]:
     setup = prepare(base, check_folder=False)
     if setup.plan.mechanism is None:
         raise ConfigError("privacy", "off", "has nothing to charge", "leave tuning.strategy out")
-    name = base.tuning.score or setup.metrics[0]
-    if name not in setup.metrics:
-        raise ConfigError("tuning.score", name, "is not among the metrics of the run", suggest(name, setup.metrics))
+    names = ([NAME] if base.evaluation.metrics == "dp" else []) + setup.metrics
+    name = base.tuning.score or names[0]
+    if name not in names:
+        raise ConfigError("tuning.score", name, "is not among the metrics of the run", suggest(name, names))
     if strategy == "random" and room_of(setup.folder).is_file():  # goes on under the name it was begun with
         begun = str(read_json(room_of(setup.folder)).get("run_id"))
         setup = replace(setup, folder=RunFolder(setup.folder.path, begun))
@@ -254,7 +256,8 @@ def run_trial(search: Search, rows: Rows, folder: RunFolder, number: int, combin
             raise ConfigError(field, "", "does not fit the device's memory in a trial", remedy) from error
     if outcome.status != "finished":
         raise KeyboardInterrupt
-    value = recorder.last.get(f"test_{search.score}")
+    recorder.settle_on_best()
+    value = recorder.last.get(search.score if search.score == NAME else f"test_{search.score}")
     score = None if value is None else -value if search.score in LOWER_IS_BETTER else value
     save_model(setup.module, str(room.path / "model.safetensors"))
     made = {"score": score, "seconds": outcome.seconds, "combination": list(combination)}
