@@ -1,6 +1,6 @@
 """How exact every clipping engine is, on inputs made to hurt it. Prints the table of docs/results/engine_exactness.md.
 
-    python scripts/check_engines.py [--device cuda] [--seeds 2]
+    python scripts/check_engines.py [--device cuda] [--seeds 2] [--engines bookkeeping vmap] [--further]
     python scripts/check_engines.py --crowds [--device cuda]
 
 Every case is a model, a packing (records, or users with several rows) and a kind of adversarial rows. Per engine and
@@ -12,7 +12,8 @@ dtype the worst case is shown of
   error          distance of one unit's contribution from one-row-at-a-time float64 autograd, over C
                  (without the grid, units whose float32 gradient is finite)            float32: must be <= s / 10
 
-With --crowds, batches of many rows instead, all alike or each its own, without the grid:
+With --further, larger models, and rows whose tokens cancel. With --crowds, batches of many rows instead, all alike or
+each its own, without the grid:
   change         as above, when the first of all units leaves                          must be <= 1 + s
   moved          how far the sum of all others moves when it leaves, over C            must be <= s / 10
 """
@@ -335,11 +336,11 @@ def print_crowds(device: torch.device) -> None:
                 print(f"|{engine}|{name}|{size}|{shown}|{where}|", flush=True)
 
 
-def print_cases(chosen: list[Case], device: torch.device) -> None:
+def print_cases(names: list[str], chosen: list[Case], device: torch.device) -> None:
     """The table of small adversarial batches."""
     print("|engine|dtype|cases|contribution|change|coupling|error|worst error in|refused|")
     print("|---|---|---|---|---|---|---|---|---|")
-    for engine in ("bookkeeping", "vmap", "opacus", "loop"):
+    for engine in names:
         for dtype in (None, torch.bfloat16):
             worst, count, where, refused = Worst(), 0, "", set[str]()
             for case in chosen:
@@ -360,6 +361,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--engines", nargs="+", default=["bookkeeping", "vmap", "opacus", "loop"])
+    parser.add_argument("--further", action="store_true")
     parser.add_argument("--crowds", action="store_true")
     given = parser.parse_args()
     device = torch.device(given.device)
@@ -368,11 +371,12 @@ def main() -> None:
     if given.crowds:
         print_crowds(device)
         return
-    print_cases(list(cases(given.seeds)), device)
-    print("\nFurther models\n")
-    print_cases(list(cases(given.seeds, further=True)), device)
+    if not given.further:
+        print_cases(given.engines, list(cases(given.seeds)), device)
+        return
+    print_cases(given.engines, list(cases(given.seeds, further=True)), device)
     print("\nTokens and places that cancel: errors of float32 itself, the same one row at a time\n")
-    print_cases(list(cases(given.seeds, further=True, cancel=True)), device)
+    print_cases(given.engines, list(cases(given.seeds, further=True, cancel=True)), device)
 
 
 if __name__ == "__main__":

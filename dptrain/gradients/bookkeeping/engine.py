@@ -91,10 +91,10 @@ class BookkeepingEngine:
         self.without_rule = tape.without_rule
         self.ways = {name: self.chooser.way_of(name) or type(c).__name__ for name, c in contributions.items()}
         norms, factor = self._clip(contributions, tape.groups, sum(p.numel() for p in moving.values()))
-        parts = []
-        for name, parameter in moving.items():
-            contribution = contributions.pop(name, None)
-            parts.append(torch.zeros_like(parameter) if contribution is None else contribution.weighted_sum(factor))
+        sums: dict[str, Tensor] = {}
+        for name in sorted(contributions, key=lambda name: -contributions[name].nbytes):
+            sums[name] = contributions.pop(name).weighted_sum(factor)  # the largest first: each is let go once summed
+        parts = [sums[name] if name in sums else torch.zeros_like(p) for name, p in moving.items()]
         return parts, UnitStats(tape.groups.to_slots(norms), losses)
 
     def _backward(self, tape: Tape, batch: PhysicalBatch) -> Tensor:

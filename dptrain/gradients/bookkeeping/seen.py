@@ -32,6 +32,9 @@ from dptrain.gradients.bookkeeping.groups import Groups
 if TYPE_CHECKING:
     from dptrain.gradients.bookkeeping.tape import Tape
 
+MOST_KEPT = 1 << 26
+"""Bytes of kept gradients that are tried even where they take more than twice the memory of what they are made of."""
+
 
 class Seen(Protocol):
     """What one use saw."""
@@ -83,7 +86,9 @@ class Tokens:
             for blocks in (1, 2, 4):
                 if blocks == 1 or tokens >= 32 * blocks:
                     ways[f"gram{blocks}"] = partial(self.outer, tape, blocks)
-        if d * p <= 8 * tokens * (d + p) or not ways:
+        size = len(self.a) * d * p * self.a.element_size()
+        slim = size <= max(MOST_KEPT, 2 * (self.a.nbytes + self.g.nbytes))
+        if (d * p <= 8 * tokens * (d + p) and slim) or not ways:
             ways["kept"] = self.kept
         return ways
 

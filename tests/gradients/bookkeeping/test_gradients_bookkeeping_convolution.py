@@ -15,7 +15,7 @@ KINDS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 WAYS = ["loop", "grouped", "bands", "unfolded", "gram", "loop, again", "grouped, again", "bands, again"]
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(
     dims=st.integers(1, 3),
     groups=st.sampled_from([1, 2]),
