@@ -114,8 +114,14 @@ class LedgerStore:
         """Whether a ledger has been made here."""
         from sqlalchemy import inspect
 
-        if self.file is not None and not self.file.exists():
-            return False
+        if self.file is not None:
+            try:
+                if not self.file.exists():
+                    return False
+            except OSError as error:
+                raise ConfigError(
+                    "ledger", self.place, f"cannot be read ({error.strerror})", "mend its rights"
+                ) from error
         with self.read() as connection:
             return inspect(connection).has_table("dptrain_ledger_head") and self.head(connection) is not None
 

@@ -111,7 +111,7 @@ def test_dropout_is_refused_in_private_training_only(base: list[str], capsys: py
     """Its masks come from the published seed and go by place: one unit less would move all the others."""
     model = ["model=own", "model.name=with_dropout"]
     assert "dropout" in refused(["train", *base, *model], capsys)
-    assert run(["train", *base, *model, "privacy=off", "privacy.epochs=1", "run.dir=off"]) == 0
+    assert run(["train", *base, *model, "privacy=off", "ledger.uri=none", "privacy.epochs=1", "run.dir=off"]) == 0
 
 
 def test_a_feature_map_that_looks_at_other_rows_is_refused(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +210,8 @@ def test_a_leak_is_rejected_with_its_own_exit_code(base: list[str], capsys: pyte
     """A memorising model under a statement that claims epsilon 0.1: the audit says so and exits with 4."""
     import hashlib
 
-    learn = ["data.options.count=2000", "data.public_size=2000", "privacy=off", "privacy.epochs=1", "run.dir=leak"]
+    learn = ["data.options.count=2000", "data.public_size=2000", "privacy=off", "ledger.uri=none"]
+    learn += ["privacy.epochs=1", "run.dir=leak"]
     assert run(["train", *base, *learn]) == 0
     statement = read_json(Path("leak/checkpoint/statement.json"))
     statement |= {"private": True, "guarantee": {"epsilon": 0.1, "delta": 1e-5}}

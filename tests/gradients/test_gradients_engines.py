@@ -229,9 +229,8 @@ def test_opacus_refuses_what_it_cannot_prove(module: nn.Module, rows: int) -> No
 @pytest.mark.parametrize("module", [_Positions(), _Borrowed()])
 def test_vmap_runs_what_opacus_refuses(module: nn.Module) -> None:
     batch = batch_of(torch.randn(6, 6))
-    assert torch.allclose(
-        run(build("vmap", module, WIDE), batch, module), run(build("loop", module, WIDE), batch, module)
-    )
+    loop = run(build("loop", module, WIDE), batch, module)
+    assert torch.allclose(run(build("vmap", module, WIDE), batch, module), loop, atol=1e-5)
 
 
 class _Branching(nn.Module):
@@ -294,7 +293,8 @@ def test_plain_sum_is_the_weighted_gradient_and_ignores_padding() -> None:
 def test_auto_is_bookkeeping_and_opacus_is_imported_on_demand_only() -> None:
     assert build("auto", nn.Linear(4, 3)).name == "bookkeeping"
     code = (
-        "import sys, torch; from dptrain.registry import engines; from dptrain.gradients.protocol import ClippingRule, EngineSettings;"
+        "import sys, torch; from dptrain.registry import engines;"
+        "from dptrain.gradients.protocol import ClippingRule, EngineSettings;"
         "engines.build('auto', torch.nn.Linear(2, 2), None, ClippingRule(1.0, None), EngineSettings());"
         "sys.exit('opacus' in sys.modules)"
     )

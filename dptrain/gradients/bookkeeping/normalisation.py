@@ -184,6 +184,8 @@ class _GroupNorm(torch.autograd.Function):
 
 def _channel_sums(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """(N, C) sums over places of g, and of g x."""
+    if g.dim() == 2:
+        return g, g * x
     flat_g, flat_x = g.flatten(2), x.flatten(2)
     return flat_g.sum(2), (flat_g * flat_x).sum(2)
 

@@ -40,6 +40,7 @@ NORMS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "layer without shift": (lambda affine: nn.LayerNorm(6, elementwise_affine=affine, bias=False), (5, 6)),
     "layer, row by row": (lambda affine: nn.LayerNorm(64, elementwise_affine=affine), (70, 64)),
     "group": (lambda affine: nn.GroupNorm(2, 4, affine=affine), (4, 3, 5)),
+    "group of flat rows": (lambda affine: nn.GroupNorm(2, 8, affine=affine), (8,)),
     "instance": (lambda affine: nn.InstanceNorm2d(4, affine=affine), (4, 3, 5)),
     "instance of sequences": (lambda affine: nn.InstanceNorm1d(4, affine=affine), (4, 6)),
     "root mean square": (lambda affine: nn.RMSNorm(6, elementwise_affine=affine), (5, 6)),
