@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +32,21 @@ def methods(count: int) -> Iterator[tuple[str, Callable[[int], object]]]:
     plain = torch.empty(count)
     words = np.empty(count, dtype=np.int64)
 
-    def drawn(noise: Noise) -> Callable[[int], object]:
-        return lambda step: noise.draw(step, count)
+    def pieces(noise: Noise) -> Callable[[int], object]:
+        return lambda step: deque(noise.pieces(step, count), maxlen=0)
 
-    yield "secure: exact rounded Gaussian on the grid", drawn(SecureNoise(Keystream(), GRID_STEPS))
-    yield "secure, S = 2^30 (more pairs settled exactly)", drawn(SecureNoise(Keystream(), 2.0**30))
-    yield "fast: torch float64", drawn(FastNoise(Keystream(), 1.0))
+    for compiled in (False, True) if find_spec("numba") else (False,):
+        how = "compiled" if compiled else "torch"
+        yield (
+            f"secure, {how}: exact rounded Gaussian on the grid",
+            pieces(SecureNoise(Keystream(), GRID_STEPS, compiled)),
+        )
+        yield f"secure, {how}, S = 2^24 (5 million parameters)", pieces(SecureNoise(Keystream(), 2.0**24, compiled))
+        yield (
+            f"secure, {how}, S = 2^30 (more pairs settled exactly)",
+            pieces(SecureNoise(Keystream(), 2.0**30, compiled)),
+        )
+        yield f"fast, {how}: float32", pieces(FastNoise(Keystream(), 1.0, compiled=compiled))
     yield "torch.normal float32 alone", lambda step: torch.normal(0.0, 1.0, (count,))
     yield "tensor.normal_ float32 in place", lambda step: plain.normal_()
     stream = Keystream().open(Purpose.NOISE, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -31,17 +31,21 @@ class FastNoise:
         keystream: source of bits on a CPU (``Purpose.FAST_NOISE``), of the seed elsewhere (``FAST_NOISE_SEED``).
         std: standard deviation, in the gradient's own unit.
         device: where noise is made and returned.
+        compiled: whether numba's transform is used on a CPU; numba must be installed.
     """
 
     name = "fast"
 
-    def __init__(self, keystream: Keystream, std: float, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, keystream: Keystream, std: float, device: torch.device | str = "cpu", compiled: bool = False
+    ) -> None:
         if not (math.isfinite(std) and std > 0.0):
             raise ValueError(f"std={std} is not a finite number above 0")
         self.scale = std
         self._keystream = keystream
         self._device = torch.device(device)
         self._generator: torch.Generator | None = None
+        self._transform = _compiled() if compiled else box_muller
         self._bits = np.empty(3 * PAIRS, dtype=np.int32)
         self._work = torch.empty(5 * PAIRS)
 
@@ -61,8 +65,7 @@ class FastNoise:
             left = min(2 * PAIRS, count - start)
             half = (left + 1) // 2
             bits = stream.fill(self._bits[: 3 * half])
-            words, angles = torch.from_numpy(bits[: 2 * half].view(np.int64)), torch.from_numpy(bits[2 * half :])
-            yield box_muller(words, angles, self.scale, self._work)[:left]
+            yield self._transform(bits, self.scale, self._work)[:left]
 
     def _on_device(self, step: int, count: int) -> Tensor:
         seed = self._keystream.open(Purpose.FAST_NOISE_SEED, step).uint64(1)  # opened every step: refuses a replay
@@ -78,27 +81,40 @@ class FastNoise:
         return 0.0
 
 
-def box_muller(words: Tensor, angles: Tensor, scale: float, work: Tensor) -> Tensor:
-    """2h normals of standard deviation ``scale`` from h radius words and h angle words.
+def _compiled() -> Callable[[np.ndarray, float, Tensor], Tensor]:
+    from dptrain.noise.compiled import normals
 
-    With U in (0, 1] from the word's size, s = sin(pi T / 2) for T in [-1/2, 1/2): cos = 1 - 2 s^2 and
-    sin = 2 s sqrt(1 - s^2) of the angle pi T cover half the circle, the word's sign the other half.
+    def transform(words: np.ndarray, scale: float, work: Tensor) -> Tensor:
+        size = 2 * (len(words) // 3)
+        normals(words, scale, work.numpy()[:size])
+        return work[:size]
+
+    return transform
+
+
+def box_muller(words: np.ndarray, scale: float, work: Tensor) -> Tensor:
+    """2h normals of standard deviation ``scale`` from 3h words.
+
+    With U in (0, 1] from the size of a radius, s = sin(pi T / 2) for T in [-1/2, 1/2): cos = 1 - 2 s^2 and
+    sin = 2 s sqrt(1 - s^2) of the angle pi T cover half the circle, the sign of the radius the other half.
 
     Args:
-        words: (h,) int64.
-        angles: (h,) int32.
+        words: (3h,) int32: h high and h low halves of the radius, h angles.
         scale: standard deviation.
         work: (>= 5h,) float32, written.
 
     Returns:
         (2h,) float32: the beginning of ``work``.
     """
-    half = len(words)
+    half = len(words) // 3
+    high, low, angles = torch.from_numpy(words).split(half)
     first, second, length, sine, constant = work[: 5 * half].split(half)
-    second.copy_(words)  # its sign says which half of the circle
+    second.copy_(high)  # its sign says which half of the circle
     torch.abs(second, out=length)
-    constant.fill_(2.0**-64)  # tells on a word of 0 only, which would have no logarithm
-    torch.add(constant, length, alpha=2.0**-63, out=length)
+    first.copy_(low).abs_()
+    constant.fill_(2.0**-64)  # tells on words of 0 only, which would have no logarithm
+    constant.add_(first, alpha=2.0**-62)
+    torch.add(constant, length, alpha=2.0**-31, out=length)
     length.log_().clamp_(max=0.0).mul_(-8.0 * scale * scale).sqrt_().copysign_(second)  # 2 scale r
     sine.copy_(angles).mul_(0.5 * math.pi * 2.0**-32).sin_()
     torch.addcmul(constant.fill_(1.0), sine, sine, value=-1.0, out=second)

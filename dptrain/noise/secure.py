@@ -10,7 +10,7 @@ with the error analysis, is in docs/noise.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class SecureNoise:
     Args:
         keystream: source of the random words (``Purpose.NOISE``, and ``Purpose.NOISE_TIE`` for undecided pairs).
         std_in_grid_steps: S, the standard deviation in grid steps, in [2^-10, 2^36].
+        compiled: whether numba's transform is used, which must be installed. The same law, by the same proof.
 
     Raises:
         ConfigError: S is outside that range.
@@ -54,7 +55,7 @@ class SecureNoise:
 
     name = "secure"
 
-    def __init__(self, keystream: Keystream, std_in_grid_steps: float) -> None:
+    def __init__(self, keystream: Keystream, std_in_grid_steps: float, compiled: bool = False) -> None:
         if not _SMALLEST_SCALE <= std_in_grid_steps <= _LARGEST_SCALE:
             raise ConfigError(
                 "privacy.noise_multiplier",
@@ -64,6 +65,7 @@ class SecureNoise:
             )
         self.scale = float(std_in_grid_steps)
         self._keystream = keystream
+        self._transform: Transform = _compiled() if compiled else transform
         self._words = np.empty(2 * PAIRS, dtype=np.int64)
         self._work = np.empty((2, 2 * PAIRS))
         self._out = np.empty(2 * PAIRS)
@@ -87,8 +89,7 @@ class SecureNoise:
             left = min(2 * PAIRS, count - start)
             part = self._out[: left + left % 2]
             words = stream.fill(self._words[: len(part)])
-            with np.errstate(invalid="ignore"):  # a radius word of 0 gives inf - inf here, and is settled exactly
-                undecided = round_pairs(words, self.scale, part, self._work)
+            undecided = round_pairs(words, self.scale, part, self._work, self._transform)
             if len(undecided):
                 ties = ties or self._keystream.open(Purpose.NOISE_TIE, step)
                 settle(undecided, words, self.scale, part, ties)
@@ -102,20 +103,58 @@ class SecureNoise:
         return total_draws * 2.0**-100
 
 
-def round_pairs(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarray) -> np.ndarray:
-    """Transforms 2h random words into 2h rounded normals and says which pairs are not certain.
+Transform = Callable[[np.ndarray, float, np.ndarray, np.ndarray, float, float], bool]
+"""See ``transform``."""
 
-    With U the radius word's low 63 bits and P = (pi/2) T the angle's half, s = sin P:
-    cos 2P = 1 - 2 s^2 and sin 2P = 2 s sqrt(1 - s^2) cover half the circle, and the radius word's sign bit the other.
+
+def _compiled() -> Transform:
+    from dptrain.noise import compiled
+
+    return compiled.rounded
+
+
+def round_pairs(
+    words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarray, how: Transform | None = None
+) -> np.ndarray:
+    """Transforms 2h random words into 2h rounded normals and says which pairs are not certain.
 
     Args:
         words: (2h,) int64: h radius words, then h angle words.
         scale: S.
         out: (2h,) float64, written: h cosine members, then h sine members.
         work: (2, >= 2h) float64 scratch; work[1] is left holding the normals before rounding.
+        how: the transform; None for the one of this module.
 
     Returns:
         indices of pairs to be settled; none, most of the time.
+    """
+    half = len(out) // 2
+    radius, gap = words[:half], work[0, : 2 * half]
+    threshold = 0.5 - FAST_BOUND * max(scale, _SURE_SCALE)
+    with np.errstate(invalid="ignore"):  # a radius word of 0 gives inf - inf here, and is settled exactly
+        if (how or transform)(words, scale, out, work, threshold, CUT):
+            return np.empty(0, dtype=np.int64)
+        np.abs(gap, out=gap)
+        suspects = np.flatnonzero(~((gap[:half] < threshold) & (gap[half:] < threshold)) | _outside(radius))
+        return suspects[~_certain(radius[suspects], gap[:half][suspects], gap[half:][suspects], scale)]
+
+
+def transform(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarray, threshold: float, cut: float) -> bool:
+    """Box-Muller in float64, rounded.
+
+    With U the radius word's low 63 bits and P = (pi/2) T the angle's half, s = sin P:
+    cos 2P = 1 - 2 s^2 and sin 2P = 2 s sqrt(1 - s^2) cover half the circle, and the radius word's sign bit the other.
+
+    Args:
+        words: (2h,) int64, as ``out`` and ``work`` in ``round_pairs``.
+        scale: S.
+        out: written.
+        work: written: work[0] the normals minus what they round to, work[1] the normals.
+        threshold: distance from a whole number, at most 1/2, from which on a rounding is not certain.
+        cut: least U, and greatest 1 - U, for which ``threshold`` holds.
+
+    Returns:
+        whether every U and every distance lies within its bound.
     """
     half = len(out) // 2
     radius, angle = words[:half], words[half:]
@@ -141,13 +180,8 @@ def round_pairs(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarr
     np.multiply(square, length, out=cosine_member)
     np.rint(normals, out=out)
     np.subtract(normals, out, out=gap)
-    threshold = 0.5 - FAST_BOUND * max(scale, _SURE_SCALE)
     # NaN makes a comparison False, and so sends the chunk on to be looked at.
-    if low >= CUT and high <= 1.0 - CUT and gap.max() < threshold and gap.min() > -threshold:
-        return np.empty(0, dtype=np.int64)
-    np.abs(gap, out=gap)
-    suspects = np.flatnonzero(~((gap[:half] < threshold) & (gap[half:] < threshold)) | _outside(radius))
-    return suspects[~_certain(radius[suspects], gap[:half][suspects], gap[half:][suspects], scale)]
+    return bool(low >= cut and high <= 1.0 - cut and gap.max() < threshold and gap.min() > -threshold)
 
 
 def settle(pairs: np.ndarray, words: np.ndarray, scale: float, out: np.ndarray, ties: Stream) -> None:

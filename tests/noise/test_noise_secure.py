@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mpmath import mp
 from scipy import stats
 
@@ -27,11 +28,17 @@ def ideal(radius: int, angle: int, scale: float) -> tuple[Any, Any]:
         return length * mp.cos(turn), length * mp.sin(turn)
 
 
-def transform(words: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@pytest.fixture(params=["torch", "compiled"])
+def compiled(request: pytest.FixtureRequest) -> bool:
+    if request.param == "compiled":
+        pytest.importorskip("numba", reason="needs the extra 'fast'")
+    return request.param == "compiled"
+
+
+def transform(words: np.ndarray, scale: float, compiled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unrounded float64 normals, rounded ones, and undecided pairs, of given words."""
     out, work = np.empty(len(words)), np.empty((2, len(words)))
-    with np.errstate(invalid="ignore"):
-        undecided = round_pairs(words, scale, out, work)
+    undecided = round_pairs(words, scale, out, work, secure._compiled() if compiled else None)
     return work[1].copy(), out, undecided
 
 
@@ -39,10 +46,10 @@ def random_words(pairs: int) -> np.ndarray:
     return np.frombuffer(np.random.default_rng().bytes(16 * pairs), dtype=np.int64).copy()
 
 
-def test_float64_transform_stays_far_inside_its_proved_bound() -> None:
+def test_float64_transform_stays_far_inside_its_proved_bound(compiled: bool) -> None:
     """20,000 pairs against 200-bit arithmetic: errors below an eighth of the bound, and half of each pair's own."""
     words = random_words(20_000)
-    normals, _, _ = transform(words, MIDDLE)
+    normals, _, _ = transform(words, MIDDLE, compiled)
     exact = [ideal(int(r), int(a), MIDDLE) for r, a in zip(words[:20_000], words[20_000:], strict=True)]
     errors = np.array([[float(mp.mpf(y) - e) for y, e in zip(pair, ideals, strict=True)]
                        for pair, ideals in zip(normals.reshape(2, -1).T, exact, strict=True)])  # fmt: skip
@@ -51,13 +58,13 @@ def test_float64_transform_stays_far_inside_its_proved_bound() -> None:
     assert (np.abs(errors).max(axis=1) < bounds / 2).all()
 
 
-def test_bounds_hold_at_the_edges() -> None:
+def test_bounds_hold_at_the_edges(compiled: bool) -> None:
     """Radius words from the smallest to the largest, edges of the fast range included."""
     edges = [0, 1, 2**38, int(CUT * 2**63), 2**62, 2**63 - int(CUT * 2**63), 2**63 - 2**30, 2**63 - 1]
     radius = np.array([k + d for k in edges for d in (-1, 0, 1, 511) if 0 <= k + d < 2**63], dtype=np.int64)
     for angle in (-(2**63), -1, 0, 2**62, 2**63 - 1):
         words = np.concatenate([radius, np.full(len(radius), angle)])
-        normals, out, undecided = transform(words, MIDDLE)
+        normals, out, undecided = transform(words, MIDDLE, compiled)
         uniform = radius * 2.0**-63
         for pair in range(len(radius)):
             inside = CUT <= uniform[pair] <= 1 - CUT
@@ -71,11 +78,11 @@ def test_bounds_hold_at_the_edges() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.5, 2.0**10, MIDDLE, 2.0**30, 2.0**36])
-def test_every_rounding_is_that_of_the_exact_value(scale: float) -> None:
+def test_every_rounding_is_that_of_the_exact_value(scale: float, compiled: bool) -> None:
     """Decided pairs equal the rounded 200-bit value; at large S pairs are truly undecided, and some are settled."""
     pairs = 3000
     words = random_words(pairs)
-    _, out, undecided = transform(words, scale)
+    _, out, undecided = transform(words, scale, compiled)
     decided = np.setdiff1d(np.arange(pairs), undecided)
     assert len(decided) > 0.9 * pairs
     for pair in decided.tolist():
@@ -83,11 +90,11 @@ def test_every_rounding_is_that_of_the_exact_value(scale: float) -> None:
         assert (out[pair], out[pairs + pair]) == (float(mp.nint(value[0])), float(mp.nint(value[1])))
 
 
-def test_settling_a_decided_pair_changes_nothing() -> None:
+def test_settling_a_decided_pair_changes_nothing(compiled: bool) -> None:
     """The exact path, forced on pairs that the fast path was sure of, gives the same whole numbers."""
     pairs = 400
     words = random_words(pairs)
-    _, out, undecided = transform(words, MIDDLE)
+    _, out, undecided = transform(words, MIDDLE, compiled)
     again = out.copy()
     forced = np.setdiff1d(np.arange(pairs), undecided)
     settle(forced, words, MIDDLE, again, Keystream().open(secure.Purpose.NOISE_TIE, 0))
@@ -102,11 +109,21 @@ def test_a_draw_that_settles_everything_equals_one_that_settles_nothing(monkeypa
     assert np.array_equal(plain, SecureNoise(Keystream(test_key=key), MIDDLE).draw(0, 601))
 
 
+@pytest.mark.parametrize("scale", [0.7, MIDDLE, 2.0**32])
+def test_both_transforms_draw_the_same_whole_numbers(scale: float) -> None:
+    """Of one key, whichever transform: what is released does not depend on what is installed. Odd counts too."""
+    pytest.importorskip("numba", reason="needs the extra 'fast'")
+    key = bytes(range(32))
+    for count in (1, 2049, 70_001):
+        plain, other = (SecureNoise(Keystream(test_key=key), scale, compiled) for compiled in (False, True))
+        assert torch.equal(plain.draw(0, count), other.draw(0, count))
+
+
 @pytest.mark.parametrize("scale", [0.7, 2.0**10, MIDDLE])
-def test_whole_numbers_follow_the_rounded_law(scale: float) -> None:
+def test_whole_numbers_follow_the_rounded_law(scale: float, compiled: bool) -> None:
     """Chi-square of single whole numbers around 0 (S to 2^10) or of 1000 equal cells; false alarm 1e-6 each."""
     count = 1_000_000
-    sample = SecureNoise(Keystream(), scale).draw(0, count).numpy()
+    sample = SecureNoise(Keystream(), scale, compiled).draw(0, count).numpy()
     assert np.array_equal(sample, np.rint(sample))
     if scale <= 2.0**10:
         reach = 200 if scale > 1 else 1
@@ -118,10 +135,10 @@ def test_whole_numbers_follow_the_rounded_law(scale: float) -> None:
     assert stats.chisquare(observed, law * count).pvalue > 1e-6
 
 
-def test_normals_pass_kolmogorov_smirnov_and_the_variance_is_within_a_percent() -> None:
+def test_normals_pass_kolmogorov_smirnov_and_the_variance_is_within_a_percent(compiled: bool) -> None:
     """KS on 1e6 (false alarm 1e-6); exact two-sided chi-square test of the variance (false alarm 1e-6), which a sigma
     1 % off fails with probability above 0.999999 (2 % of variance is 14 standard deviations)."""
-    sample = SecureNoise(Keystream(), MIDDLE).draw(0, 1_000_000).numpy()
+    sample = SecureNoise(Keystream(), MIDDLE, compiled).draw(0, 1_000_000).numpy()
     assert stats.kstest(sample / MIDDLE, "norm").pvalue > 1e-6
 
     def tail(sigma: float) -> float:
