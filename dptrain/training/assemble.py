@@ -28,7 +28,7 @@ from dptrain.privacy.plan import NOISE_RESERVE, Plan
 from dptrain.registry import engines
 from dptrain.training.baseline import PlainSum
 from dptrain.training.loop import Trainer
-from dptrain.training.memory import memory_limit
+from dptrain.training.memory import keep_freed_memory, memory_limit
 from dptrain.training.optimizers import build_optimizer, build_schedule
 
 WORTH_COMPILING = 300_000_000
@@ -122,6 +122,8 @@ def build_trainer(
     """
     parameters = trainable(module)
     device = next(iter(parameters.values())).device
+    if device.type == "cpu":
+        keep_freed_memory()
     count = sum(p.numel() for p in parameters.values())
     index = UnitIndex(rows.unit_id)
     sampler = PoissonSampler(index.num_units, plan.sampling_rate, keystream)

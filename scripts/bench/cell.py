@@ -132,6 +132,14 @@ def _some_steps(run: Callable[[Callable[[], None]], None], count: int = 3) -> No
         run(after)
 
 
+def keep_freed_memory() -> None:
+    """Lets the C library keep freed memory, as ``dptrain train`` does: for plain steps and every contender alike."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-1, -1)
+        mallopt(-4, 0)
+
+
 def _trim() -> None:
     """Gives freed memory back to the system, so that it does not hide what is taken later."""
     gc.collect()
@@ -201,6 +209,7 @@ def reference(
 
 def run_cell(order: dict[str, Any]) -> dict[str, Any]:
     """Does what the order says and returns the result, or ``error`` in one line."""
+    keep_freed_memory()
     torch.set_num_threads(order["threads"])
     sigma = 0.0 if order["noise"] == "none" else 1.0
     settings = Settings(order["noise"], 1.0, order["unit_rows"], sigma)
