@@ -224,7 +224,8 @@ class ClippingConfig:
     """How clipped sums are computed. Changes speed, never the guarantee."""
 
     engine: str = "auto"
-    """auto, vmap (torch.func, any model), opacus (its per-sample hooks) or loop (one unit at a time, for checks)."""
+    """auto (bookkeeping), bookkeeping, vmap (torch.func, any model), opacus_hooks, opacus_ghost (Opacus' two ways, for
+    comparison) or loop (one unit at a time, for checks). ``dptrain bench`` times them on the model at hand."""
 
 
 @dataclass

@@ -361,7 +361,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--engines", nargs="+", default=["bookkeeping", "vmap", "opacus", "loop"])
+    parser.add_argument("--engines", nargs="+", default=["bookkeeping", "vmap", "opacus_hooks", "opacus_ghost", "loop"])
     parser.add_argument("--further", action="store_true")
     parser.add_argument("--crowds", action="store_true")
     given = parser.parse_args()

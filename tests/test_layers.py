@@ -45,7 +45,7 @@ FLOOR = {
 }
 ONLY_IN = {
     "mlflow": {"tracking/mlflow.py"},
-    "opacus": {"gradients/opacus.py", "models/validate.py"},
+    "opacus": {"gradients/opacus_ghost.py", "gradients/opacus_hooks.py", "models/validate.py"},
 }
 
 

@@ -1,6 +1,6 @@
 """Engines that compute clipped sums of per-unit gradients."""
 
-from dptrain.gradients import loop, opacus, vmap
+from dptrain.gradients import loop, opacus_ghost, opacus_hooks, vmap
 from dptrain.gradients.bookkeeping import engine
 
-__all__ = ["engine", "loop", "opacus", "vmap"]
+__all__ = ["engine", "loop", "opacus_ghost", "opacus_hooks", "vmap"]

@@ -17,7 +17,7 @@ def vmap_refusal(error: RuntimeError, engine: str, autocast: torch.dtype | None)
             "execution.dtype",
             str(autocast).removeprefix("torch."),
             f"a layer cannot mix dtypes under vmap ({reason})",
-            "set execution.dtype=float32 or clipping.engine=opacus",
+            "set execution.dtype=float32 or clipping.engine=opacus_hooks",
         )
     if not any(word in text for word in ("vmap", "functorch", "batching rule", "Batching rule")):
         return None
@@ -25,5 +25,5 @@ def vmap_refusal(error: RuntimeError, engine: str, autocast: torch.dtype | None)
         "clipping.engine",
         engine,
         f"the model cannot be run row by row under vmap ({reason})",
-        "set clipping.engine=opacus or clipping.engine=loop, or replace the layer",
+        "set clipping.engine=opacus_hooks or clipping.engine=loop, or replace the layer",
     )

@@ -141,6 +141,10 @@ def check_promises(config: TrainConfig, info: SourceInfo) -> None:
         raise ConfigError(
             "privacy.unit", "user", f"data '{info.name}' does not say whose rows are whose", "set data.unit_column"
         )
+    if config.clipping.engine == "opacus_ghost" and config.privacy.max_rows_per_unit > 1:
+        raise ConfigError(
+            "clipping.engine", "opacus_ghost", "clips rows, and here units may have several", "set clipping.engine=auto"
+        )
     if config.privacy.max_rows_per_unit > config.execution.physical_batch_size:
         raise ConfigError(
             "execution.physical_batch_size",

@@ -149,7 +149,7 @@ def test_a_loss_that_averages_is_refused(base: list[str], loss: str, capsys: pyt
 
 
 @pytest.mark.parametrize("poison", ["inf", "-inf", "nan", "1e38"])
-@pytest.mark.parametrize("engine", ["vmap", "opacus", "loop"])
+@pytest.mark.parametrize("engine", ["vmap", "opacus_hooks", "opacus_ghost", "loop"])
 def test_one_bad_row_weighs_nothing_and_the_run_goes_on(
     base: list[str], poison: str, engine: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

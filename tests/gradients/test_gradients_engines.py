@@ -31,7 +31,9 @@ def _script() -> ModuleType:
 
 check = _script()
 CPU = torch.device("cpu")
-ENGINES = ["vmap", "opacus", "loop", "bookkeeping"]
+ENGINES = ["vmap", "opacus_hooks", "loop", "bookkeeping"]
+OF_RECORDS = [*ENGINES, "opacus_ghost"]
+"""Besides, the engine that clips units of one row only; see test_gradients_opacus.py."""
 EXACT = ClippingRule(1.0, 2.0**-24)
 WIDE = ClippingRule(1e6, None)
 
@@ -63,7 +65,7 @@ def build(name: str, module: nn.Module, rule: ClippingRule = EXACT, autocast: to
 @pytest.mark.parametrize("model", list(check.MODELS))
 def test_clipped_sums_are_exact_and_bounded_on_adversarial_rows(engine: str, model: str, packing: str) -> None:
     """Float32: contribution and change at most C (1 + s), error to float64 at most C s / 10, per unit."""
-    if engine == "opacus" and "tied" in model:
+    if engine == "opacus_hooks" and "tied" in model:
         pytest.skip("refused; see test_opacus_refuses_what_it_cannot_prove")
     worst = check.Worst()
     for case in check.cases(1):
@@ -98,7 +100,7 @@ def test_a_poisoned_row_silences_its_unit_and_no_other(engine: str) -> None:
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OF_RECORDS)
 def test_a_batch_of_padding_adds_nothing_and_is_measured(engine: str) -> None:
     module = nn.Linear(4, 3)
     total = torch.zeros(15, dtype=torch.float64)
@@ -120,7 +122,7 @@ def test_statistics_are_those_of_rows_and_slots(engine: str) -> None:
     assert float(stats.norms[1]) == 0.0 and float(stats.norms[2]) == 0.0 and float(stats.norms[3]) > 0.0
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OF_RECORDS)
 def test_the_module_is_left_as_it_was(engine: str) -> None:
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     keys, flags = list(module.state_dict()), {k: v.clone() for k, v in module.state_dict().items()}
@@ -133,11 +135,11 @@ def test_the_module_is_left_as_it_was(engine: str) -> None:
     assert module(torch.zeros(1, 4)).shape == (1, 3)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OF_RECORDS)
 def test_an_engine_follows_the_module_through_steps(engine: str) -> None:
     """After an optimizer step, and a change of mode, the engine sees the new weights and the new mode."""
     module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)).eval()
-    module.train(engine == "opacus")  # Opacus' hooks see layers in training mode only
+    module.train(engine.startswith("opacus"))  # Opacus' hooks see layers in training mode only
     module[1].eval()
     built, batch = build(engine, module), batch_of(torch.randn(4, 4))
     before = run(built, batch, module)
@@ -172,7 +174,7 @@ class _Keeper(nn.Module):
         return self.out(x)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OF_RECORDS)
 def test_no_engine_lets_a_buffer_keep_what_it_saw(engine: str) -> None:
     module = _Keeper()
     batch = batch_of(torch.randn(4, 4))
@@ -222,8 +224,8 @@ class _Borrowed(nn.Module):
 @pytest.mark.parametrize("module", [_Positions(), _Mixing(), _Borrowed(), check.Pooled(tied=True)])
 def test_opacus_refuses_what_it_cannot_prove(module: nn.Module, rows: int) -> None:
     inputs = torch.randn(rows, 6) if not isinstance(module, check.Pooled) else torch.randint(0, 10, (rows, 5))
-    with pytest.raises(ConfigError, match=r"clipping.engine=opacus.*clipping.engine=vmap"):
-        run(build("opacus", module), batch_of(inputs), module)
+    with pytest.raises(ConfigError, match=r"clipping.engine=opacus_hooks.*clipping.engine=vmap"):
+        run(build("opacus_hooks", module), batch_of(inputs), module)
 
 
 @pytest.mark.parametrize("module", [_Positions(), _Borrowed()])
@@ -245,9 +247,9 @@ class _Branching(nn.Module):
 def test_layers_an_engine_cannot_follow_are_refused_in_one_line() -> None:
     norm = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
     images = batch_of(torch.randn(4, 1, 4, 4))
-    with pytest.raises(ConfigError, match=r"clipping.engine=opacus: layer 1 \(BatchNorm2d\)"):
-        build("opacus", norm)
-    with pytest.raises(ConfigError, match=r"clipping.engine=vmap.*set clipping.engine=opacus or"):
+    with pytest.raises(ConfigError, match=r"clipping.engine=opacus_hooks: layer 1 \(BatchNorm2d\)"):
+        build("opacus_hooks", norm)
+    with pytest.raises(ConfigError, match=r"clipping.engine=vmap.*set clipping.engine=opacus_hooks or"):
         run(build("vmap", norm), images, norm)
     with pytest.raises(ConfigError, match=r"clipping.engine=vmap") as caught:
         run(build("vmap", _Branching()), batch_of(torch.randn(4, 4)), _Branching())

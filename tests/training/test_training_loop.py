@@ -61,7 +61,7 @@ def releases(trainer: Trainer) -> tuple[list[Tensor], list[StepReport]]:
     return seen, reports
 
 
-@pytest.mark.parametrize("engine", ["vmap", "opacus", "loop"])
+@pytest.mark.parametrize("engine", ["vmap", "opacus_hooks", "opacus_ghost", "loop"])
 @pytest.mark.parametrize("physical", [1, 7, 64])
 def test_performance_settings_change_nothing(engine: str, physical: int) -> None:
     """Invariant 1: same plan, same draws and noise, same clipped sum within s/10 of a unit, same epsilon."""

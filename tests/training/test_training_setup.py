@@ -47,6 +47,17 @@ REFUSED = [
         ],
         "execution.physical_batch_size",
     ),
+    (
+        [
+            "data.public_fraction=0.2",
+            "data.public_size=40",
+            "data.unit_column=who",
+            "privacy.unit=user",
+            "privacy.max_rows_per_unit=4",
+            "clipping.engine=opacus_ghost",
+        ],
+        "clipping.engine=opacus_ghost: clips rows",
+    ),
     (["data.public_fraction=0.2", "data.public_size=150"], "data.public_size=160"),
     (["data.public_size=200"], "public"),
 ]

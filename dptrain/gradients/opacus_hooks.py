@@ -1,4 +1,4 @@
-"""Per-row gradients by Opacus' hooks: fast on the layers it has rules for. The only engine that imports Opacus.
+"""Per-row gradients by Opacus' hooks: for models of the layers that it has rules for.
 
 Opacus computes gradients of rows out of one batched pass, so it must be believed that rows do not meet in the
 model, and that the leading dimension of every layer's input is the batch (a table of positions looked up with
@@ -8,7 +8,6 @@ twice, once with half of their rows blanked, and a model in which the other half
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,20 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.data.batches import PhysicalBatch
-from dptrain.errors import ConfigError
 from dptrain.gradients.clip import add_clipped_rows, check_grid
+from dptrain.gradients.opacus_twin import Twin, hooked, refusal
 from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, UnitStats, trainable
 from dptrain.registry import engines
 
 _TOLERANCE = 1e-3
 """Largest relative change of a row's gradient that counts as arithmetic; a row that leaks moves far more."""
+_ROUNDING = 0.01
+"""Times the tolerance, of the gradient of all parameters together: what arithmetic may change in a parameter whose own
+gradient is next to nothing (the bias of an attention's keys has none but rounding errors)."""
 
 
-class OpacusEngine:
+class OpacusHooksEngine:
     """Clipped sums from the ``grad_sample`` of Opacus' hooks (Yousefpour et al. 2021).
 
-    The hooks sit on a copy of the module that shares the caller's weights: the caller's module, its parameters,
-    its ``.grad`` fields and its ``state_dict`` stay as they are.
+    The hooks sit on a ``Twin``: the caller's module stays as it is.
 
     Guarantee: as the ``Engine`` protocol states; each unit is rounded to the grid before it is added. That a unit
     moves its own slot only is tested on the first batch of two rows or more whose gradients are finite.
@@ -40,23 +41,23 @@ class OpacusEngine:
             that meet in the model.
     """
 
-    name = "opacus"
+    name = "opacus_hooks"
     float_class = "exact"
 
     def __init__(self, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> None:
         check_grid(rule)
-        _refuse_shared_weights(module)
-        self._module = module
-        self._twin = _copy_sharing_weights(module)
+        self._twin = Twin(module, self.name)
         self._row_loss = row_loss
         self._rule = rule
         self._autocast = settings.autocast
         self._checked = False
-        self._hooks = _hook(self._twin)
+        from opacus.grad_sample import GradSampleModule
+
+        self._hooks = hooked(GradSampleModule, self._twin.module, self.name)
 
     def add_clipped_sum(self, batch: PhysicalBatch, total: Tensor) -> UnitStats:
         """See ``Engine``."""
-        self._follow()
+        self._twin.follow()
         state = None if self._checked else _random_state(batch.inputs.device)
         grads, whole, losses = self._gradients(batch.inputs, batch.targets, batch.weight)
         if state is not None:
@@ -64,26 +65,15 @@ class OpacusEngine:
         norms = add_clipped_rows(grads, batch.unit, batch.weight, self._rule, total)
         return UnitStats(norms, losses.float())
 
-    def _follow(self) -> None:
-        """Points the twin at the caller's present weights and modes, and at copies of its buffers."""
-        with torch.no_grad():
-            for own, given in zip(self._twin.parameters(), self._module.parameters(), strict=True):
-                own.data = given.data
-            # Clones: what a forward pass writes into a buffer came from private rows and must not reach the caller.
-            for own, given in zip(self._twin.buffers(), self._module.buffers(), strict=True):
-                own.data = given.data.clone()
-        for own, given in zip(self._twin.modules(), self._module.modules(), strict=True):
-            own.training = given.training
-
     def _gradients(
         self, inputs: Tensor, targets: Tensor, weight: Tensor
     ) -> tuple[list[Tensor], Sequence[Tensor], Tensor]:
         """Per-row gradients (R, *shape), the batch's own gradient (*shape), and the losses (R,)."""
-        moving = trainable(self._twin)
+        moving = trainable(self._twin.module)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
             with torch.autocast(inputs.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-                outputs = self._twin(inputs)
+                outputs = self._twin.module(inputs)
             losses = self._row_loss(outputs, targets)
             weighted = (losses * weight.to(losses.dtype)).sum()
             with torch.autocast(inputs.device.type, dtype=self._autocast, enabled=self._autocast is not None):
@@ -105,31 +95,20 @@ class OpacusEngine:
         with torch.random.fork_rng(devices=[]):
             _restore(batch.inputs.device, state)
             again, _, _ = self._gradients(inputs, batch.targets, weight)
-        moved = 0.0
-        for name, own, other, sum_of_all in zip(trainable(self._twin), grads, again, whole, strict=True):
-            scale = own[live].flatten(1).norm(dim=1).sum()
-            moved += float(scale)
-            if float((own[live].sum(0) - sum_of_all).norm()) > self._slack * float(scale):
-                raise _refusal(f"parameter {name} has gradients that its layer's hook does not see")
-            if float((own[kept] - other[kept]).norm()) > self._slack * float(scale):
-                raise _refusal(f"rows of a batch meet in parameter {name}")
-        self._checked = moved > 0.0
+        names = list(trainable(self._twin.module))
+        scales = [float(own[live].flatten(1).norm(dim=1).sum()) for own in grads]
+        rounding = _ROUNDING * sum(scale**2 for scale in scales) ** 0.5
+        for name, own, other, sum_of_all, scale in zip(names, grads, again, whole, scales, strict=True):
+            allowed = self._slack * (scale + rounding)
+            if float((own[live].sum(0) - sum_of_all).norm()) > allowed:
+                raise refusal(self.name, f"parameter {name} has gradients that its layer's hook does not see")
+            if float((own[kept] - other[kept]).norm()) > allowed:
+                raise refusal(self.name, f"rows of a batch meet in parameter {name}")
+        self._checked = rounding > 0.0
 
     @property
     def _slack(self) -> float:
         return _TOLERANCE if self._autocast is None else 0.1
-
-
-def _hook(twin: nn.Module) -> Any:
-    from opacus.grad_sample import GradSampleModule
-
-    try:
-        return GradSampleModule(twin, loss_reduction="sum")
-    except NotImplementedError as error:
-        for name, layer in twin.named_modules():
-            if list(layer.parameters(recurse=False)) and list(layer.buffers()):
-                raise _refusal(f"layer {name or 'model'} ({type(layer).__name__}) has buffers") from error
-        raise _refusal(str(error)[:200]) from error
 
 
 def _taken(name: str, parameter: nn.Parameter, rows: int, reached: bool) -> Tensor:
@@ -139,28 +118,8 @@ def _taken(name: str, parameter: nn.Parameter, rows: int, reached: bool) -> Tens
     if grad is None and not reached:
         return parameter.new_zeros((rows, *parameter.shape))
     if not isinstance(grad, Tensor) or grad.shape != (rows, *parameter.shape):
-        raise _refusal(f"Opacus has no gradient of each row for parameter {name}")
+        raise refusal(OpacusHooksEngine.name, f"Opacus has no gradient of each row for parameter {name}")
     return grad
-
-
-def _refusal(problem: str) -> ConfigError:
-    return ConfigError(
-        "clipping.engine", OpacusEngine.name, problem, "set clipping.engine=vmap, which runs rows one by one"
-    )
-
-
-def _refuse_shared_weights(module: nn.Module) -> None:
-    first: dict[int, str] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        other = first.setdefault(id(parameter), name)
-        if other != name:
-            raise _refusal(f"{other} and {name} are one shared parameter, which the hooks cannot tell apart")
-
-
-def _copy_sharing_weights(module: nn.Module) -> nn.Module:
-    """A copy with modules and parameter objects of its own, over the same memory."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}
-    return copy.deepcopy(module, memo)
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -173,7 +132,9 @@ def _restore(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
         torch.cuda.set_rng_state(state[1], device)
 
 
-@engines.register("opacus")
-def opacus_engine(module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings) -> OpacusEngine:
+@engines.register("opacus_hooks")
+def opacus_hooks_engine(
+    module: nn.Module, row_loss: RowLoss, rule: ClippingRule, settings: EngineSettings
+) -> OpacusHooksEngine:
     """Per-row gradients from Opacus' hooks; models of its supported layers."""
-    return OpacusEngine(module, row_loss, rule, settings)
+    return OpacusHooksEngine(module, row_loss, rule, settings)
