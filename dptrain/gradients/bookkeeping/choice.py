@@ -11,6 +11,9 @@ import torch
 from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.refusals import out_of_memory
 
+LONG = 0.1
+"""Seconds that the timings of one way may take from the third on."""
+
 Way = Callable[[], Contribution]
 
 
@@ -31,13 +34,13 @@ class Chooser:
 
     Attributes:
         memory_limit: bytes that contributions may hold at the end of a backward pass; None for no limit.
-        repeats: timings of which the smallest counts.
+        repeats: timings of which the smallest counts; two where they take longer than ``LONG``.
         users: names of the parameters whose uses have a key, in the order of the first backward pass.
         user: the parameter whose use is being resolved.
     """
 
     memory_limit: int | None = None
-    repeats: int = 2
+    repeats: int = 6
     picks: dict[Hashable, str] = field(default_factory=dict)
     timings: dict[Hashable, dict[str, Timed]] = field(default_factory=dict)
     counts: dict[Hashable, int] = field(default_factory=dict)
@@ -79,8 +82,10 @@ class Chooser:
         return found
 
     def _time(self, way: Way) -> Timed:
-        best, nbytes = float("inf"), 0
-        for _ in range(self.repeats):
+        best, nbytes, began = float("inf"), 0, time.perf_counter()
+        for done in range(self.repeats):
+            if done >= 2 and time.perf_counter() - began > LONG:
+                break
             start = time.perf_counter()
             contribution = way()
             contribution.weighted_sum(torch.ones_like(contribution.squared_norm, dtype=torch.float32))

@@ -32,7 +32,7 @@ from dptrain.gradients.bookkeeping.groups import Groups
 if TYPE_CHECKING:
     from dptrain.gradients.bookkeeping.tape import Tape
 
-MOST_KEPT = 1 << 26
+MOST_KEPT = 1 << 24
 """Bytes of kept gradients that are tried even where they take more than twice the memory of what they are made of."""
 
 
