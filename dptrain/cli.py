@@ -20,6 +20,7 @@ from dptrain.errors import ConfigError, DptrainError, one_line, suggest, unwrita
 COMMANDS = {
     "train": "train a model privately (or a baseline: privacy=off)",
     "plan": "dry run: noise, steps, epsilon, cost; reads no private row",
+    "bench": "what a private step of your model costs, engine by engine; reads no private row",
     "audit": "membership-inference check of a finished run",
     "report": "one page of a finished run, or of a budget account (dataset=NAME)",
     "budget": "the budget account of a data set: show, create, limit, freeze, forecast, export, verify",

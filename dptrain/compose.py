@@ -11,11 +11,16 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import ROOTS
+from dptrain.config import ROOTS as OWN_ROOTS
+from dptrain.config_bench import BenchConfig
 from dptrain.errors import ConfigError, DptrainError, one_line, suggest
 
 ALLOWED_ENVIRONMENT: tuple[str, ...] = ("HOME", "USER", "TMPDIR", "SLURM_JOB_ID")
 """Environment variables a config may quote with ``${oc.env:NAME}``; resolved configs are stored and logged."""
+
+
+ROOTS: dict[str, type] = {**OWN_ROOTS, "bench": BenchConfig}
+"""Command -> root dataclass."""
 
 
 FREE_KEYS = ("model.options", "data.options", "optimizer.options", "data.columns")

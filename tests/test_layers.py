@@ -27,6 +27,7 @@ FLOOR = {
     "report": 2,
     "privacy": 1,
     "config": 0,
+    "config_bench": 0,
     "config_budget": 0,
     "config_compare": 0,
     "config_tuning": 0,

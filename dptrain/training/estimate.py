@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dptrain.data.batches import PhysicalBatch
-from dptrain.gradients.protocol import ClippingRule, Engine, trainable
+from dptrain.gradients.protocol import ClippingRule, Engine
 from dptrain.keystream import Keystream
 from dptrain.privacy import accounting
 from dptrain.privacy.grid import grid_step
@@ -18,6 +18,7 @@ from dptrain.privacy.plan import Plan
 from dptrain.privacy.tuning import alone
 from dptrain.training.assemble import DTYPES, build_engine, build_noise
 from dptrain.training.baseline import PlainSum
+from dptrain.training.made_up import made_up_batch
 from dptrain.training.setup import Setup
 
 
@@ -30,7 +31,7 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
     """
     module = deepcopy(setup.module)
     count = setup.num_parameters
-    batch = _made_up(setup)
+    batch = made_up_batch(setup, setup.config.execution.physical_batch_size)
     total = torch.zeros(count, dtype=torch.float64, device=batch.weight.device)
     autocast = DTYPES[setup.config.execution.dtype]
     plain = _seconds(PlainSum(module, setup.row_loss, autocast), batch, total)
@@ -57,21 +58,6 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
         "seconds": step * setup.plan.steps,
         "ratio_to_plain": step / (batches * plain),
     }
-
-
-def _made_up(setup: Setup) -> PhysicalBatch:
-    size = setup.config.execution.physical_batch_size
-    generator = torch.Generator().manual_seed(0)
-    dtype = next(iter(trainable(setup.module).values())).dtype
-    targets = torch.zeros(size, dtype=dtype if setup.source.info.task == "regression" else torch.int64)
-    batch = (
-        torch.randn(size, *setup.spec.input_shape, generator=generator, dtype=dtype),
-        targets,
-        torch.arange(size),
-        torch.ones(size),
-    )
-    device = next(setup.module.parameters()).device
-    return PhysicalBatch(*(t.to(device) for t in batch))
 
 
 def _seconds(engine: Engine, batch: PhysicalBatch, total: torch.Tensor, repeats: int = 3) -> float:
