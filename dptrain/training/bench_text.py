@@ -6,6 +6,7 @@ from typing import Any
 
 from dptrain.training.bench_costs import ledger_ms
 from dptrain.training.bench_engine import NOISY, SMALLEST
+from dptrain.training.estimate import engine_text
 from dptrain.training.memory import MIB
 
 MOST_LINES = 40
@@ -55,19 +56,7 @@ def _picks(details: dict[str, Any]) -> list[str]:
         lines.append(f"    {one['parameter']:<40} {'x'.join(map(str, one['shape'])):<16} {one['way']}")
     if len(details["ways"]) > MOST_LINES:
         lines.append(f"    and {len(details['ways']) - MOST_LINES} more: format=json lists all")
-    return [*lines, "  " + without_rule_text(details["without_rule"])]
-
-
-def without_rule_text(functions: dict[str, str]) -> str:
-    """One line on the functions that have no rule.
-
-    Args:
-        functions: name of the function -> a parameter that it reads.
-    """
-    if not functions:
-        return "every function that reads a parameter has a rule of its own"
-    listed = ", ".join(f"{function} ({parameter})" for function, parameter in functions.items())
-    return f"without a rule, by a copy of the parameter a row: {listed}"
+    return [*lines, "  " + engine_text("bookkeeping", details["without_rule"])]
 
 
 def _largest(largest: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dptrain.data.batches import PhysicalBatch
+from dptrain.gradients.bookkeeping.engine import BookkeepingEngine
 from dptrain.gradients.protocol import ClippingRule, Engine
 from dptrain.keystream import Keystream
 from dptrain.privacy import accounting
@@ -26,8 +27,9 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
     """Times one physical batch and one noise draw on made-up rows, on a copy of the model.
 
     Returns:
-        seconds of a physical batch, of a noise draw, of a step, of the whole run, and the time as a ratio to
-        the same batch without privacy.
+        name of the engine; ``without_rule``: functions that it has no rule for -> a parameter that they read (None for
+        engines that have no rules of their own); seconds of a physical batch, of a noise draw, of a step, of the whole
+        run, and the time as a ratio to the same batch without privacy.
     """
     module = deepcopy(setup.module)
     count = setup.num_parameters
@@ -37,11 +39,13 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
     plain = _seconds(PlainSum(module, setup.row_loss, autocast), batch, total)
     mechanism = setup.plan.mechanism
     engine_seconds, noise_seconds, name = plain, 0.0, "plain"
+    without_rule: dict[str, str] | None = None
     if mechanism is not None:
         secure = setup.plan.noise == "secure"
         grid = grid_step(mechanism.clipping_norm, mechanism.sensitivity_slack, count) if secure else None
         engine = build_engine(setup.config, module, setup.row_loss, ClippingRule(mechanism.clipping_norm, grid))
         engine_seconds, name = _seconds(engine, batch, total), engine.name
+        without_rule = dict(engine.without_rule) if isinstance(engine, BookkeepingEngine) else None
         noise = build_noise(setup.plan, Keystream(), count, grid, batch.weight.device)
         start = time.perf_counter()
         noise.draw(0, count)
@@ -51,6 +55,7 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
     step = batches * engine_seconds + noise_seconds
     return {
         "engine": name,
+        "without_rule": without_rule,
         "physical_batches_a_step": batches,
         "seconds_a_physical_batch": engine_seconds,
         "seconds_a_noise_draw": noise_seconds,
@@ -104,13 +109,28 @@ def plan_text(setup: Setup, cost: dict[str, Any]) -> str:
         (
             "cost",
             f"about {_clock(cost['seconds'])} here: {cost['physical_batches_a_step']} physical batches of "
-            f"{setup.config.execution.physical_batch_size} a step, engine {cost['engine']}, "
-            f"{cost['ratio_to_plain']:.2f} x the same without privacy",
+            f"{setup.config.execution.physical_batch_size} a step, {cost['ratio_to_plain']:.2f} x the same without "
+            "privacy",
         )
     )
+    rows.append(("engine", engine_text(cost["engine"], cost["without_rule"])))
     rows += [("note", warning) for warning in plan.warnings]
     rows.append(("read", "no private row was read"))
     return "\n".join(lines + [f"  {label:<12}{text}" for label, text in rows])
+
+
+def engine_text(name: str, without_rule: dict[str, str] | None) -> str:
+    """The clipping engine, and the functions that it has no rule for.
+
+    Args:
+        without_rule: function -> a parameter that it reads; None for engines that have no rules of their own.
+    """
+    if without_rule is None:
+        return name
+    if not without_rule:
+        return f"{name}; every function that reads a parameter has a rule of its own"
+    listed = ", ".join(f"{function} ({parameter})" for function, parameter in without_rule.items())
+    return f"{name}; without a rule, by a copy of the parameter a row under vmap: {listed}"
 
 
 def _beside(plan: Plan) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from dptrain.training import bench_batch, bench_costs
 from dptrain.training.bench import open_bench
 from dptrain.training.bench_engine import Deadline, Guess, interval, measure_engine
 from dptrain.training.bench_step import PlainStep, PrivateStep
-from dptrain.training.bench_text import bench_text, without_rule_text
+from dptrain.training.bench_text import bench_text
 from dptrain.training.made_up import made_up_batch
 from dptrain.training.setup import Setup
 
@@ -107,11 +107,6 @@ def test_costs_leave_nothing_in_the_users_own_room(tmp_path: Path, monkeypatch: 
     assert costs["planning_ms"] >= 1e3 / 4
     assert list(tmp_path.iterdir()) == []
     assert bench_costs.ledger_ms(5.0, 20.0) == 1.0 and bench_costs.ledger_ms(5.0, 1000.0) == 5.0
-
-
-def test_functions_without_a_rule_are_named() -> None:
-    assert "rule of its own" in without_rule_text({})
-    assert without_rule_text({"einsum": "w"}).endswith("einsum (w)")
 
 
 def test_text_of_a_bench_that_measured_nothing_still_reads() -> None:
