@@ -44,7 +44,7 @@ def _linear(tape: Tape, x: Tensor, weight: Any, bias: Any, turned: bool = False)
     """Runs x W' + b on all rows; ``turned`` says that ``weight`` is W', not W."""
     matrix = tape.turned(weight)
     turned, matrix = (not turned, matrix) if matrix is not None else (turned, weight)
-    if not is_parameter(matrix) or matrix.dim() != 2:
+    if not is_parameter(matrix) or matrix.dim() != 2 or tape.reads_parameter([x]):
         return NotImplemented
     if bias is not None and not is_parameter(bias):  # part of a bias, say: a value of every row by now
         return _linear(tape, x, weight, None, turned) + bias

@@ -72,6 +72,13 @@ def refusal_of(error: RuntimeError, inputs: Tensor, autocast: torch.dtype | None
             "the model keeps values between its forward and its backward pass, as gradient checkpointing does",
             "turn checkpointing off and lower execution.physical_batch_size, or set clipping.engine=loop",
         )
+    if "either the backward or vjp method" in text:
+        return ConfigError(
+            "clipping.engine",
+            "bookkeeping",
+            "the model takes gradients of its own layers in its forward pass",
+            "set clipping.engine=loop",
+        )
     return vmap_refusal(error, "bookkeeping", autocast)
 
 

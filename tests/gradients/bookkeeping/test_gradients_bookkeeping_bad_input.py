@@ -141,6 +141,16 @@ def test_checkpointing_is_refused() -> None:
     refused(module, batch_of(TOKENS), "as gradient checkpointing does; turn checkpointing off")
 
 
+def test_a_parameter_that_meets_itself() -> None:
+    module = Applied(lambda m, x: x @ (m.matrix @ m.matrix), matrix=nn.Parameter(torch.randn(6, 6)))
+    assert set(agree(module, batch_of(TOKENS, "unequal")).without_rule) == {"matmul"}
+
+
+def test_gradients_taken_inside_the_model_are_refused() -> None:
+    module = Applied(lambda m, x: torch.func.grad(lambda z: m.inner(z).square().sum())(x), inner=nn.Linear(6, 3))
+    refused(module, batch_of(TOKENS), "takes gradients of its own layers in its forward pass; set clipping.engine=loop")
+
+
 def _no_memory() -> PerUnit:
     raise RuntimeError("[enforce fail at alloc_cpu.cpp:116] . DefaultCPUAllocator: not enough memory: you tried to")
 
