@@ -37,13 +37,23 @@ def test_the_tutorial_from_top_to_bottom(tmp_path: Path) -> None:
 
 
 def test_own_parts_as_written(tmp_path: Path) -> None:
-    (code,) = blocks("your_own.md", "python")
+    code, _ = blocks("your_own.md", "python")
     for part in code.strip().split("\n\n")[1:]:
         assert len(part.splitlines()) < 20
     (tmp_path / "my_parts.py").write_text(code)
     command, configs = blocks("your_own.md", "bash")
     shell(command.strip() + " tracking=none privacy.epochs=2", tmp_path)
     shell(configs.replace("privacy.epsilon=1", "privacy.epsilon=1 privacy.epochs=1"), tmp_path)
+
+
+def test_own_training_loop_as_written(tmp_path: Path) -> None:
+    _, loop = blocks("your_own.md", "python")
+    code = loop + "\nassert all(bool(p.isfinite().all()) for p in model.parameters())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = re.fullmatch(r"epsilon (\d+\.\d+)\n", done.stdout)
+    assert said is not None and 1 < float(said[1]) < 5, done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_readme_names_only_files_that_exist() -> None:
