@@ -1,0 +1,398 @@
+"""dptrain verify: a changed statement, an inconsistent one and a stranger's are told apart from a true one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from statement_maker import changes, facts, leaves, plan, put, remembering, signed, stated, written
+
+from dptrain.cli import run
+from dptrain.config import PrivacyConfig
+from dptrain.errors import ConfigError
+from dptrain.privacy import accounting, recompute
+from dptrain.privacy.plan import compile_plan
+from dptrain.privacy.seal import signed_by, statement_digest
+from dptrain.privacy.selection import trials_with_mean
+from dptrain.privacy.statement import make_statement
+from dptrain.privacy.statement_schema import faults
+from dptrain.privacy.verdict import MISMATCH, OK, UNKNOWN, Verdict
+from dptrain.privacy.verify import verified
+from dptrain.signing import Signer, load_signer
+
+PRIMARY = {
+    ("guarantee", "delta"),
+    ("dataset", "public_size"),
+}
+"""Terms: nothing in a statement says that another value would have been wrong, but all else follows from them."""
+RECORDS = ("identity", "artifact", "dataset", "audit", "utility", "pretraining", "environment", "governance")
+"""Blocks on record: no number of the promise rests on them, save the declared size and the data set's name."""
+FREE = {("accounting", "method"), ("accounting", "library"), ("accounting", "version"), ("schema",), ("tier",)}
+
+
+def status(verdict: Verdict, name: str) -> str:
+    [line] = [line for line in verdict.lines if line.name == name]
+    return line.status
+
+
+def other_signer(tmp_path: Path) -> Signer:
+    return load_signer(tmp_path / "other.key")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def remembered() -> Iterator[None]:
+    """Hundreds of changed statements name the same few mechanisms: each is priced once, by the real accountants."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in [(accounting, "epsilon"), (accounting, "rdp_epsilon"), (recompute, "guarantee_block")]:
+            patch.setattr(module, name, remembering(getattr(module, name)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def true_statement(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Signed anew by each test's own key."""
+    return stated(signer=load_signer(tmp_path_factory.mktemp("keys") / "k"))
+
+
+def test_a_true_statement_holds(tmp_path: Path) -> None:
+    for number, (steps, settings) in enumerate(
+        [
+            (None, {}),
+            (None, {"epsilon": 0.1}),
+            (None, {"expected_batch_size": 1000, "epochs": 3}),
+            (None, {"adjacency": "add_remove", "unit": "user", "max_rows_per_unit": 4, "noise": "fast"}),
+            (40, {}),
+            (0, {}),
+        ]
+    ):
+        verdict = verified(written(tmp_path, stated(steps, None, **settings), f"{number}.json"))
+        assert verdict.holds, (settings, verdict.problems)
+        assert status(verdict, "files") == UNKNOWN and status(verdict, "ledger") == UNKNOWN
+
+
+def test_a_statement_without_a_promise_holds_and_promises_nothing(tmp_path: Path) -> None:
+    bare = stated(mechanism="none")
+    assert verified(written(tmp_path, bare)).holds
+    for place, value in [(("sentence",), "Very private."), (("private",), True), (("limits", "not_covered"), [])]:
+        assert not verified(written(tmp_path, signed(put(bare, place, value)))).holds, place
+
+
+def test_any_changed_field_breaks_the_signature(true_statement: dict[str, Any], tmp_path: Path) -> None:
+    """Every leaf of every block, in both directions, through the command: exit code 4."""
+    statement = signed(true_statement)
+    tried = 0
+    for place, value in leaves(statement):
+        for change in changes(value):
+            verdict = verified(written(tmp_path, put(statement, place, change)))
+            assert not verdict.holds, place
+            tried += 1
+    assert tried > 400
+    for block in ("guarantee", "mechanism", "sampling", "composition"):
+        file = written(tmp_path, {k: v for k, v in statement.items() if k != block})
+        assert run(["verify", f"path={file}"]) == 4
+
+
+def test_the_command_exits_with_4_and_one_line(
+    true_statement: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = put(signed(true_statement), ("guarantee", "epsilon"), 0.5)
+    assert run(["verify", f"path={written(tmp_path, changed)}"]) == 4
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and "changed after it was signed" in shown.err
+    assert "signature    MISMATCH" in shown.out
+    assert run(["verify", f"path={written(tmp_path, signed(true_statement))}", "format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["holds"] and {line["status"] for line in found["lines"]} == {OK, UNKNOWN}
+
+
+def lies(statement: dict[str, Any]) -> list[tuple[tuple[str | int, ...], Any]]:
+    """Every change of one leaf that bears on the promise."""
+    found = []
+    for place, value in leaves(statement):
+        on_record = place[0] in (*RECORDS, "integrity") and place not in {("dataset", "name"), *PRIMARY}
+        if place in FREE or on_record:
+            continue
+        found += [(place, change) for change in changes(value)]
+    return found
+
+
+def test_a_trusted_signer_who_changes_one_field_is_caught_by_recomputation(
+    true_statement: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every leaf that bears on the promise, in both directions, signed again by the trusted key."""
+    tried = lies(true_statement)
+    assert len(tried) > 350
+    kinds = {place[0] for place, _ in tried}
+    assert {"guarantee", "mechanism", "sampling", "unit", "adjacency", "randomness", "limits", "accounting"} <= kinds
+    for place, change in tried:
+        verdict = verified(written(tmp_path, signed(put(true_statement, place, change))))
+        assert not verdict.holds, (place, change)
+
+
+@pytest.mark.parametrize("less", [0.005, 0.05])
+def test_a_slightly_lower_claim_is_caught(true_statement: dict[str, Any], tmp_path: Path, less: float) -> None:
+    """Half a percent is more than two discretisations differ; the whole guarantee is rewritten to agree."""
+    from dptrain.privacy.guarantee import guarantee_block
+    from dptrain.privacy.statement import derived_blocks
+    from dptrain.privacy.terms import terms_of_statement
+
+    terms = terms_of_statement(true_statement)
+    low = true_statement["guarantee"]["epsilon"] * (1.0 - less)
+    pairs = [row | {"epsilon": row["epsilon"] * (1.0 - less)} for row in true_statement["guarantee"]["epsilon_at"]]
+    block = guarantee_block(terms, epsilon=low, planned=low, epsilon_at=pairs, interval=1e-4)
+    derived = derived_blocks(terms, block)
+    derived["accounting"] = true_statement["accounting"] | derived["accounting"]
+    verdict = verified(written(tmp_path, signed(true_statement | derived)))
+    assert status(verdict, "epsilon") == MISMATCH and status(verdict, "deltas") == MISMATCH
+
+
+@pytest.mark.parametrize("steps", [99, 30])
+def test_a_run_that_stopped_early_cannot_claim_less_than_its_ladder(tmp_path: Path, steps: int) -> None:
+    statement = stated(steps)
+    assert statement["guarantee"]["claim"] == "stopped_early"
+    assert verified(written(tmp_path, statement)).holds
+    fewer = put(statement, ("sampling", "steps_done"), steps - 10)
+    assert not verified(written(tmp_path, signed(fewer))).holds
+    lower = put(statement, ("guarantee", "epsilon"), statement["guarantee"]["epsilon"] * 0.97)
+    assert status(verified(written(tmp_path, signed(lower))), "epsilon") == MISMATCH
+
+
+def test_a_consistent_forgery_is_caught_by_its_signature(tmp_path: Path) -> None:
+    """Noise, steps and every number changed to agree, signed by another key: numbers hold, the signer does not."""
+    load_signer()
+    forged = stated(epsilon=0.5, epochs=2, signer=other_signer(tmp_path))
+    file = written(tmp_path, forged)
+    verdict = verified(file)
+    assert status(verdict, "epsilon") == OK and status(verdict, "derived") == OK
+    assert status(verdict, "signer") == MISMATCH and not verdict.holds
+    assert run(["verify", f"path={file}"]) == 4
+    borrowed = put(forged, ("integrity", "public_key"), load_signer().public_key)
+    borrowed = put(borrowed, ("integrity", "key_id"), load_signer().key_id)
+    assert status(verified(written(tmp_path, borrowed)), "signature") == MISMATCH
+
+
+def test_a_signer_is_trusted_by_name_or_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = other_signer(tmp_path)
+    file = written(tmp_path, stated(signer=stranger))
+    key = tmp_path / "stranger.pub"
+    key.write_text(stranger.public_key + "\n")
+    assert not verified(file).holds
+    assert verified(file, key=key).holds
+    assert run(["verify", f"path={file}", f"key={key}"]) == 0
+    mine = written(tmp_path, stated(), "mine.json")
+    assert verified(mine).holds
+    assert not verified(mine, key=key).holds, "key= names the one signer to accept"
+    from dptrain.signing import home
+
+    (home() / "trusted").mkdir(parents=True)
+    (home() / "trusted" / "stranger.pub").write_text(stranger.public_key)
+    assert verified(file).holds
+    key.write_text("not a key")
+    with pytest.raises(ConfigError, match="not a public key"):
+        verified(file, key=key)
+
+
+def test_tuning_is_held_to_the_mechanism(true_statement: dict[str, Any], tmp_path: Path) -> None:
+    price = true_statement["guarantee"]["epsilon"]
+    block = {"strategy": "random", "trials_distribution": "geometric, mean 10", "public_only": False}
+    block |= {"epsilon_before": price, "epsilon_after": price}
+    verdict = Verdict("")
+    recompute._check_tuning(*_with_tuning(true_statement, block), verdict)
+    recompute._check_tuning(*_with_tuning(true_statement, block | {"epsilon_after": price / 2}), verdict)
+    recompute._check_tuning(*_with_tuning(true_statement, block | {"epsilon_before": price / 2}), verdict)
+    assert [line.status for line in verdict.lines] == [OK, MISMATCH, MISMATCH]
+
+
+def _with_tuning(statement: dict[str, Any], block: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    from dptrain.privacy.terms import terms_of_statement
+
+    changed = statement | {"tuning": block}
+    return changed, terms_of_statement(changed)
+
+
+def test_a_search_and_what_ran_beside_it_are_recomputed(tmp_path: Path) -> None:
+    """The winner of a search over a secret number of trials, and a run with a noisy evaluation beside it."""
+    config = PrivacyConfig(epsilon=4.0, epochs=5, expected_batch_size=50)
+    look = accounting.self_composed(3, accounting.gaussian(20.0))
+    for beside, trials in [((), trials_with_mean("geometric", 10.0)), ((look,), None)]:
+        made = compile_plan(config, 1000, beside, trials)
+        tuning = None
+        if trials is not None:
+            alone = accounting.self_composed(made.steps, made.mechanism.step_event())  # type: ignore[union-attr]
+            before = accounting.epsilon(alone, made.priced_delta)
+            tuning = {"strategy": "random", "trials_distribution": trials.describe, "epsilon_before": before}
+            tuning |= {"epsilon_after": made.epsilon, "public_only": False}
+        statement = json.loads(json.dumps(make_statement(made, facts(made.steps, tuning=tuning))))
+        verdict = verified(written(tmp_path, signed(statement)))
+        assert verdict.holds, verdict.problems
+        for place in [("guarantee", "epsilon"), ("guarantee", "epsilon_planned"), ("mechanism", "noise_multiplier")]:
+            value = statement
+            for key in place:
+                value = value[key]
+            assert not verified(written(tmp_path, signed(put(statement, place, value * 0.97)))).holds, place  # type: ignore[operator]
+        stripped = put(put(statement, ("mechanism", "trials"), None), ("mechanism", "beside"), [])
+        assert not verified(written(tmp_path, signed(stripped))).holds
+
+
+def test_an_audit_that_contradicts_the_claim_is_a_mismatch(true_statement: dict[str, Any], tmp_path: Path) -> None:
+    for audit, expected in [
+        ({"epsilon_lower": 0.4, "consistent": True}, UNKNOWN),
+        ({"epsilon_lower": 3.0}, MISMATCH),
+        ({"rejected": True}, MISMATCH),
+        ({"consistent": False}, MISMATCH),
+    ]:
+        assert status(verified(written(tmp_path, signed(true_statement | {"audit": audit}))), "audit") == expected
+
+
+HOSTILE_FILES = {
+    "empty": b"",
+    "not json": b"\x80\x04junk",
+    "a list": b"[]",
+    "not a number": b'{"schema": NaN}',
+    "infinite": b'{"schema": 1e999}',
+    "minus infinity": b'{"schema": -Infinity}',
+    "a million digits": b'{"schema": ' + b"9" * 1_000_000 + b"}",
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "deep objects": b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
+    "a name twice": b'{"schema": "dptrain.statement/2", "schema": "dptrain.statement/2"}',
+    "too large": b'"' + b"a" * (3 << 20) + b'"',
+    "old": b'{"schema": "dptrain.statement/1"}',
+    "new": b'{"schema": "dptrain.statement/3"}',
+    "escape codes": b'{"schema": "\\u001b[2J\\u0007"}',
+    "lone surrogate": b'{"schema": "\\ud800"}',
+}
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE_FILES))
+def test_a_hostile_file_is_rejected_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "statement.json"
+    file.write_bytes(HOSTILE_FILES[name])
+    began = time.monotonic()
+    assert run(["verify", f"path={file}"]) == 4
+    assert time.monotonic() - began < 5
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and shown.err.isascii() and "\x1b" not in shown.out + shown.err
+    if name == "old":
+        assert "dptrain.statement/1" in shown.err and "release" in shown.err
+
+
+def test_events_that_cost_too_much_are_not_priced(true_statement: dict[str, Any], tmp_path: Path) -> None:
+    """Each signed by the trusted key, so that nothing but the bounds themselves stops it; each in under ten seconds."""
+
+    def event(sigma: float, rate: float, count: int) -> dict[str, Any]:
+        step = {
+            "type": "poisson_sampled",
+            "sampling_rate": rate,
+            "event": {"type": "gaussian", "noise_multiplier": sigma},
+        }
+        return {"type": "self_composed", "count": count, "event": step}
+
+    nested: dict[str, Any] = {"type": "gaussian", "noise_multiplier": 1.0}
+    for _ in range(12):
+        nested = {"type": "self_composed", "count": 10**9, "event": nested}
+    many = [event(1.0 + k / 1e6, 0.01, 1) for k in range(3000)]
+    cases = [
+        ({"noise_multiplier": 1e-300}, {}, []),
+        ({"noise_multiplier": 1e-3}, {}, []),
+        ({"noise_multiplier": 0.06}, {"steps_planned": 99_999_999, "steps_done": 99_999_999}, []),
+        ({"noise_multiplier": 1e9}, {"steps_planned": 10**10, "steps_done": 10**10}, []),
+        ({"noise_multiplier": 1e-5}, {"rate": 1e-12}, []),
+        ({}, {}, [nested]),
+        ({}, {}, many),
+        ({}, {}, [event(0.051, 1.0, 99_999_999)]),
+    ]
+    for mechanism, sampling, beside in cases:
+        changed = true_statement | {
+            "mechanism": true_statement["mechanism"] | mechanism | {"beside": beside},
+            "sampling": true_statement["sampling"] | sampling,
+        }
+        began = time.monotonic()
+        verdict = verified(written(tmp_path, signed(changed)))
+        assert not verdict.holds
+        assert time.process_time() and time.monotonic() - began < 10, (mechanism, sampling)
+
+
+def test_a_bundle_of_special_files_is_not_read(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "statement.json")
+    assert not verified(tmp_path / "statement.json").holds
+    with pytest.raises(ConfigError, match="does not exist"):
+        verified(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="holds no statement"):
+        verified(tmp_path / "empty")
+
+
+def test_unknown_fields_are_refused_everywhere(true_statement: dict[str, Any]) -> None:
+    assert faults(true_statement) == []
+    closed = 0
+    for place, _ in [((), None), *_objects(true_statement)]:
+        if place[:1] and place[0] in ("environment",):
+            continue
+        [fault, *_] = faults(put(true_statement, (*place, "extra"), 1)) or [""]
+        if place != ("artifact", "files"):
+            assert "extra" in fault, place
+            closed += 1
+    assert closed > 60
+
+
+def _objects(value: Any, place: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], None]]:
+    found: list[tuple[tuple[str | int, ...], None]] = []
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(inner, dict):
+                found.append(((*place, key), None))
+            found += _objects(inner, (*place, key))
+    return found
+
+
+def test_the_schema_names_the_21_blocks() -> None:
+    from dptrain.privacy.statement_schema import schema
+
+    blocks = "identity artifact dataset unit adjacency scope threat mechanism sampling randomness guarantee accounting "
+    blocks += "tuning composition audit utility pretraining environment governance limits integrity"
+    assert len(blocks.split()) == 21
+    assert set(schema()["required"]) == {*blocks.split(), "schema", "tier", "private", "sentence"}
+    assert set(schema()["properties"]) - set(schema()["required"]) == {"internal"}
+
+
+def test_digest_and_signature_cover_everything(true_statement: dict[str, Any]) -> None:
+    key = true_statement["integrity"]["public_key"]
+    assert signed_by(true_statement, key)
+    digests = {statement_digest(true_statement)}
+    for place, value in leaves(true_statement):
+        changed = put(true_statement, place, changes(value)[0])
+        assert not signed_by(changed, key), place
+        digests.add(statement_digest(changed))
+    assert len(digests) == sum(1 for _ in leaves(true_statement)) + 1
+
+
+def test_the_internal_tier_is_told_apart(true_statement: dict[str, Any], tmp_path: Path) -> None:
+    from dptrain.privacy.statement import internal_statement
+
+    inside = signed(internal_statement(true_statement, {"manifest": {"salt": "00", "digest": "11", "rows": 7}}))
+    assert verified(written(tmp_path, inside)).holds
+    posing = signed({**inside, "tier": "public"})
+    assert status(verified(written(tmp_path, posing)), "schema") == MISMATCH
+
+
+def test_todays_words_are_those_of_the_schema(true_statement: dict[str, Any]) -> None:
+    """Wording is a part of the schema: a statement that was made earlier must verify for ever.
+
+    Fails when a sentence, an assumption or a rule is reworded without a new schema number; change both, or neither.
+    """
+    import hashlib
+
+    words = [value for place, value in leaves(true_statement) if isinstance(value, str) and place[0] not in RECORDS]
+    words = [word for word in words if word not in true_statement["integrity"].values()]
+    kept = [word for word in words if word != true_statement["accounting"]["version"]]
+    assert hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16] == WORDS_OF_SCHEMA_2
+    assert plan().delta == 1e-5
+
+
+WORDS_OF_SCHEMA_2 = "f9266e49bb6df267"
