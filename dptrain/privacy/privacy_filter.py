@@ -191,6 +191,33 @@ def fits(rules: Sequence[Rule], totals: Sequence[int], limit: float) -> bool:
     return value(rules, totals) <= limit * (1 - 1e-12)
 
 
+def least_limit(event: Event, epsilon: float, delta: float) -> float:
+    """The least limit, of ``epsilon`` and above, of an account made for this event that bears it once.
+
+    It is ``epsilon`` where that is enough, infinite where no limit is.
+    """
+    count, step = steps_of(event)
+
+    def weight(limit: float) -> float:
+        rules = declare_rules(limit, delta, event)
+        return value(rules, [count * price for price in step_price(step, [rule.order for rule in rules])])
+
+    if weight(epsilon) <= epsilon * (1 - 1e-9):
+        return epsilon
+    low, high = (
+        epsilon,
+        max(1.01 * epsilon, weight(LARGEST_EPSILON)),
+    )  # made for a larger limit, an account weighs the same run anew
+    while high <= LARGEST_EPSILON and weight(high) > high * (1 - 1e-9):
+        low, high = high, 1.5 * high
+    if high > LARGEST_EPSILON:
+        return math.inf
+    while high > 1.002 * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if weight(middle) <= middle * (1 - 1e-9) else (middle, high)
+    return high
+
+
 def rules_from(rows: Sequence[dict[str, Any]]) -> tuple[Rule, ...]:
     """Rules as the ledger holds them."""
     return tuple(Rule(float(row["order"]), float(row["delta"])) for row in rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from dptrain.config_budget import LedgerConfig
-from dptrain.errors import ConfigError
+from dptrain.errors import BudgetRefused, ConfigError
 from dptrain.privacy.accounting import Event
 from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.ledger_state import Account
+from dptrain.privacy.privacy_filter import least_limit
 
 
 def account_for(
@@ -28,6 +31,7 @@ def account_for(
     Raises:
         ConfigError: no such account and no limit to make one with; or the digest belongs to another account; or other
             people's rows are offered to an account that exists.
+        BudgetRefused: the limit cannot bear even this run; no account is made.
     """
     known = ledger.account_of(digest)
     if known is not None:
@@ -55,4 +59,15 @@ def account_for(
             f"declare one before the first run: ledger.epsilon_limit=8 (or 'dptrain budget create dataset={chosen}')",
         )
     limit = settings.delta_limit if settings.delta_limit is not None else delta
+    least = settings.epsilon_limit if typical is None else least_limit(typical, settings.epsilon_limit, limit)
+    if least > settings.epsilon_limit:
+        raise BudgetRefused(
+            "ledger.epsilon_limit",
+            settings.epsilon_limit,
+            f"cannot bear this run, which would put account '{chosen}' at epsilon {least:.4g}: a run weighs more in an "
+            "account, whose rule holds for runs chosen one after another, than it claims alone",
+            f"declare {math.ceil(least * 100) / 100:g} or more, or lower privacy.epsilon"
+            if math.isfinite(least)
+            else "lower privacy.epsilon",
+        )
     return ledger.create_account(chosen, settings.epsilon_limit, limit, unit=unit, digest=digest, typical=typical)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
 from dptrain.config_budget import LedgerConfig
-from dptrain.errors import ConfigError
+from dptrain.errors import BudgetRefused, ConfigError
 from dptrain.privacy import accounting
 from dptrain.privacy.lease import LONGEST, lease_size
 from dptrain.privacy.ledger import Ledger, open_ledger
+from dptrain.privacy.privacy_filter import least_limit
 from dptrain.privacy.which_account import account_for
 
 EVENT = accounting.self_composed(100, accounting.poisson_sampled(0.01, accounting.gaussian(1.2)))
@@ -32,6 +34,21 @@ def test_an_account_is_made_only_with_a_limit() -> None:
     assert (made.epsilon, made.delta, made.unit, made.datasets) == (4.0, 1e-6, "record", {FIRST: "same"})
     assert found(ledger, epsilon_limit=99) == "adult"
     assert ledger.account("adult").epsilon == 4.0, "a limit is declared once"
+
+
+def test_a_limit_that_cannot_bear_the_first_run_makes_no_account_and_says_what_would() -> None:
+    """What the refusal asks for is enough; a little less is not."""
+    ledger = open_ledger(None)
+    asked = least_limit(EVENT, 0.01, 1e-5)
+    for limit in (0.01, asked * 0.9):
+        with pytest.raises(
+            BudgetRefused, match=r"ledger.epsilon_limit=.*cannot bear this run, .*declare [\d.]+ or more"
+        ):
+            found(ledger, epsilon_limit=limit)
+    assert not ledger.accounts()
+    assert found(ledger, epsilon_limit=math.ceil(asked * 100) / 100) == "adult"
+    ledger.reserve("adult", event=EVENT, run_id="r", purpose="final", delta=1e-5, epsilon=1.0)
+    assert ledger.account("adult").value > 0.9 * asked, "and not by much too much"
 
 
 def test_new_rows_of_the_same_people_share_the_account() -> None:
