@@ -17,6 +17,7 @@ from dptrain.privacy.accounting import Event
 from dptrain.privacy.guarantee import guarantee_block, interval_for
 from dptrain.privacy.plan import NOISE_RESERVE
 from dptrain.privacy.statement import derived_blocks
+from dptrain.privacy.statement_words import CLASS_OF
 from dptrain.privacy.stopping import epsilon_when_stopped
 from dptrain.privacy.terms import Terms, terms_of_statement
 from dptrain.privacy.tradeoff import Profile
@@ -83,6 +84,11 @@ def _disagree(statement: dict[str, Any], terms: Terms) -> str:
         return "more steps were taken than planned, or none planned"
     if terms.unit == "record" and terms.max_rows != 1:
         return "a record is one row"
+    floating = terms.float_class == "floating"
+    if floating != (terms.noise == "fast"):
+        return "float class 'floating' belongs to fast noise, and to no other"
+    if not floating and terms.float_class != CLASS_OF.get(terms.engine, terms.float_class):
+        return f"engine '{terms.engine}' is of float class '{CLASS_OF[terms.engine]}'"
     if not statement["private"]:
         return "a guarantee is given, and private is false"
     return ""

@@ -24,12 +24,6 @@ TRUSTED = ["whoever ran the training, its machine, and its signing key"]
 ADVERSARY = "sees the released model and everything about the training but draws, noise and the private rows; the "
 ADVERSARY += "numbers hold even if it saw the model after every step"
 SIDE_CHANNELS = "excluded: timing, memory, error texts and power of the machine that trained"
-COVERED = ["training: every gradient that private rows had a part in", "the released weights"]
-UNCOVERED = [
-    "evaluation: on rows declared public only, hence not an access to private rows",
-    "preprocessing: bounds, categories and sizes are declared, not learnt; a declaration read off private rows is "
-    "not covered",
-]
 KINDS: dict[Any, str] = {True: "public", False: "private"}
 CLIP_RULE = (
     "a unit's gradient is the mean over its rows, scaled to norm at most clipping_norm; not finite counts as zero"
@@ -123,7 +117,7 @@ def derived_blocks(terms: Terms, guarantee: dict[str, Any]) -> dict[str, Any]:
             "size_is_public": terms.adjacency == "zero_out",
             "meaning": words.adjacency_meaning(terms),
         },
-        "scope": {"covered": COVERED, "uncovered": UNCOVERED, "nonprivate_metrics": list(terms.nonprivate_metrics)},
+        "scope": words.scope(terms),
         "threat": {"model": "central", "trusted": TRUSTED, "adversary": ADVERSARY, "side_channels": SIDE_CHANNELS},
         "mechanism": {
             "name": mechanism.name,

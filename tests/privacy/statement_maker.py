@@ -34,7 +34,8 @@ def facts(steps: int, **changes: object) -> RunFacts:
 def stated(steps: int | None = None, signer: Signer | None = None, **changes: object) -> dict[str, Any]:
     """A signed statement, as it would be read back from its file."""
     made = plan(**changes)
-    statement = make_statement(made, facts(made.steps if steps is None else steps))
+    way = "floating" if made.noise == "fast" else "exact"
+    statement = make_statement(made, facts(made.steps if steps is None else steps, float_class=way))
     return signed(json.loads(json.dumps(statement, allow_nan=False)), signer)
 
 
