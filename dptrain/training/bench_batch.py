@@ -17,11 +17,14 @@ SHARE = 0.8
 """Of the free memory that a step may take where the user sets no limit."""
 
 
-def largest_batch(setup: Setup, name: str, deadline: Deadline) -> dict[str, Any]:
-    """Tries ``execution.physical_batch_size`` rows, then twice as many each time, two steps each.
+def largest_batch(setup: Setup, name: str, first: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+    """Tries twice as many rows as were timed, then twice as many each time, two steps each.
 
     A size is tried only if a straight line through the last says that it fits, so that no machine is pushed over the
-    edge; where the first does not fit, halves are tried instead.
+    edge; where the first does not fit the limit, halves are tried instead.
+
+    Args:
+        first: ``rows``, ``peak_mib`` and ``seconds`` of what was timed.
 
     Returns:
         ``rows`` (None where none was found), ``limit_mib``, ``tried`` with rows, peak and seconds of each,
@@ -32,13 +35,11 @@ def largest_batch(setup: Setup, name: str, deadline: Deadline) -> dict[str, Any]
     device = next(setup.module.parameters()).device
     limit = wanted * MIB if wanted is not None else int(SHARE * free_memory(device))
     most = setup.plan.public_size * setup.plan.max_rows_per_unit
-    size, tried, stopped_by = setup.config.execution.physical_batch_size, list[dict[str, Any]](), None
-    while stopped_by is None:
-        if deadline.left < (2.2 * tried[-1]["seconds"] if tried else 0.0):
-            stopped_by = "time"
-            break
-        one = _try(setup, name, size)
+    tried, stopped_by = list[dict[str, Any]](), None
+    one = first
+    while True:
         tried.append(one)
+        size = one["rows"]
         if one["peak_mib"] is None or one["peak_mib"] * MIB > limit:
             size //= 2
             stopped_by = "memory" if size < 1 or any(_fits(t, limit) for t in tried) else None
@@ -49,6 +50,11 @@ def largest_batch(setup: Setup, name: str, deadline: Deadline) -> dict[str, Any]
         else:
             size *= 2
             stopped_by = "memory" if 2.1 * one["peak_mib"] * MIB > limit else None
+        if stopped_by is None and deadline.left < one["seconds"] * 1.1 * size / one["rows"]:
+            stopped_by = "time"
+        if stopped_by is not None:
+            break
+        one = _try(setup, name, size)
     fitting = [t for t in tried if _fits(t, limit)]
     known = max(fitting, key=lambda t: t["rows"], default=None)
     return {

@@ -62,7 +62,8 @@ class Guess:
         if self.rows[0] == self.rows[1]:
             return max(values)
         slope = max(0.0, (values[1] - values[0]) / (self.rows[1] - self.rows[0]))
-        return max(*values, values[1] + slope * (rows - self.rows[1]))
+        in_proportion = values[1] * rows / self.rows[1]  # nothing grows faster, and two timings make a shaky line
+        return max(*values, min(in_proportion, values[1] + slope * (rows - self.rows[1])))
 
 
 def measure_plain(setup: Setup, batch: PhysicalBatch) -> dict[str, Any]:
@@ -98,11 +99,14 @@ def measure_engine(setup: Setup, name: str, batch: PhysicalBatch, seconds: float
 
 
 def _measured(setup: Setup, name: str, batch: PhysicalBatch, seconds: float, deadline: Deadline) -> dict[str, Any]:
-    """``ratio`` with its interval ``low`` to ``high``, ``pairs``, ``ms``, ``plain_ms``, ``peak_mib``, ``engine``."""
+    """``ratio`` with its interval ``low`` to ``high``, ``pairs``, ``ms``, ``plain_ms``, ``peak_mib``, ``engine``, and
+    ``warm_up_seconds``: what the first two steps took on the wall."""
     device = batch.weight.device
     before = restart_peak(device)
+    start = time.monotonic()
     private = PrivateStep(setup, name)
     private.steps(batch, WARM_UP)
+    took = time.monotonic() - start
     top = _peak_mib(before, device)
     plain, clock = PlainStep(setup), Clock(device)
     plain.step(batch)
@@ -120,9 +124,9 @@ def _measured(setup: Setup, name: str, batch: PhysicalBatch, seconds: float, dea
         plain_times.append(end - middle)
         spent = time.monotonic() - begun
         done = len(dp_times) - 1  # the first pair warms up
-        over = done >= MOST or (done >= FEWEST and (spent > seconds or deadline.left < 0))
+        over = done >= MOST or (done >= FEWEST and spent > seconds) or (done >= 1 and deadline.left < 0)
         mark = clock.now()
-        return not over and (done < 1 or deadline.left > -spent / done)
+        return not over
 
     private.run(batch, after)
     dp_times, plain_times = dp_times[1:], plain_times[1:]
@@ -137,6 +141,7 @@ def _measured(setup: Setup, name: str, batch: PhysicalBatch, seconds: float, dea
         "ms": 1e3 * statistics.median(dp_times),
         "plain_ms": 1e3 * statistics.median(plain_times),
         "peak_mib": top,
+        "warm_up_seconds": took,
     }
 
 
@@ -153,16 +158,16 @@ def _guess(setup: Setup, name: str, rows: int) -> Guess:
     unit = min(setup.plan.max_rows_per_unit, rows)
     sizes = (max(1, rows // 16), max(1, rows // 8))
     private = PrivateStep(setup, name)
-    clock = Clock(device)
     seconds, nbytes = [], []
     for size in sizes:
         small = made_up_batch(setup, size, unit)
         private.steps(small, 1)
         before = restart_peak(device)
-        start = clock.now()
         private.steps(small, 1)
-        seconds.append(clock.now() - start)
         nbytes.append(float(max(0, peak(device) - before)))
+        start = time.monotonic()  # apart: memory that was just given back is slow to take again
+        private.steps(small, 1)
+        seconds.append(time.monotonic() - start)
     return Guess(sizes, (seconds[0], seconds[1]), (nbytes[0], nbytes[1]))
 
 

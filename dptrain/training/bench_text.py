@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dptrain.training.bench_costs import ledger_ms
-from dptrain.training.bench_engine import NOISY, SMALLEST
+from dptrain.training.bench_engine import FEWEST, NOISY, SMALLEST
 from dptrain.training.estimate import engine_text
 from dptrain.training.memory import MIB
 
@@ -36,7 +36,7 @@ def bench_text(found: dict[str, Any]) -> str:
 def _engine(name: str, one: dict[str, Any], plain: dict[str, Any]) -> str:
     if "refused" in one:
         return f"  {name:<14}{one['refused']}"
-    wide = "~" if one["high"] - one["low"] > NOISY * one["ratio"] else ""
+    wide = "~" if one["pairs"] < FEWEST or one["high"] - one["low"] > NOISY * one["ratio"] else ""
     ratio = f"{wide}{one['ratio']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
     base, top = plain["peak_mib"], one["peak_mib"]
     if base is None or top is None:
@@ -78,7 +78,7 @@ def _costs(found: dict[str, Any]) -> list[str]:
     if "refused" in costs:
         return [f"  beside the gradient: not measured ({costs['refused']})"]
     chosen = found["engines"][found["chosen"]]
-    step = chosen.get("ms", 0.0)
+    step = chosen.get("ms", float("inf"))  # unknown: a commit a step is the most that it can be
     mark = {"fast": "", "secure": ""} | {found["noise"]: "   <- this run's"}
     return [
         "  beside the gradient, ms a step",

@@ -90,9 +90,10 @@ def test_the_largest_batch_stays_within_the_limit(
         slow = size == 128 and stopped_by == "time"
         return {"rows": size, "peak_mib": peaks[size], "seconds": 1e9 if slow else 0.0}
 
+    made = setup(f"execution.memory_limit={limit}")
     monkeypatch.setattr(bench_batch, "_try", attempt)
     found = bench_batch.largest_batch(
-        setup(f"execution.memory_limit={limit}"), "bookkeeping", Deadline(time.monotonic() + 60)
+        made, "bookkeeping", attempt(made, "bookkeeping", 32), Deadline(time.monotonic() + 60)
     )
     assert (found["rows"], found["stopped_by"]) == (rows, stopped_by)
     assert [one["rows"] for one in found["tried"]] == list(peaks)
