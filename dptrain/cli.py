@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -82,7 +83,9 @@ def guarded(command: str, rest: list[str]) -> int:
     except KeyboardInterrupt:
         print("dptrain: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read the output has had enough: ``| head``
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         known = readable(error)  # first: some of Hydra's own errors call themselves OSError

@@ -57,7 +57,7 @@ class Task:
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self.refusal: DptrainError | None = None
+        self.refusal: DptrainError | OSError | None = None
 
     def __call__(self, config: Any) -> float | None:
         """Runs one job; returns the number that a sweeper may optimise.
@@ -72,7 +72,9 @@ class Task:
         try:
             return recipe(self.command).run(typed(config)).get("objective")
         except (DptrainError, OSError) as error:
-            refusal = unwritable(error) if isinstance(error, OSError) else error
+            refusal = error  # a broken pipe stays one: ``| head`` had enough
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                refusal = unwritable(error)
             if HydraConfig.get().mode != RunMode.RUN:
                 raise refusal from error
             self.refusal = refusal

@@ -5,10 +5,14 @@ eval "$(dptrain completion bash)"
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
-from dptrain.cli import COMMANDS, guarded
+from dptrain.cli import COMMANDS, guarded, recipe
 from dptrain.errors import ConfigError, suggest
+
+OTHERS = {"budget", "configs", "completion"}
+"""Commands that take a verb, or a word, instead of settings that Hydra composes."""
 
 # Hydra completes a line "app key=va"; the command word is taken out before it is asked.
 BASH = """_dptrain() {
@@ -19,11 +23,18 @@ BASH = """_dptrain() {
         return
     fi
     case "$command" in
-        train|plan|audit|report)
+        @COMPOSED@)
             local line="${COMP_LINE:0:COMP_POINT}"
             line="${line#* }"
             COMPREPLY=( $(COMP_LINE="dptrain ${line#* }" dptrain "$command" -sc query=bash 2>/dev/null) )
             [[ ${#COMPREPLY[@]} -gt 0 ]] && compopt -o nospace ;;
+        budget)
+            if [ "$COMP_CWORD" -le 2 ]; then
+                COMPREPLY=( $(compgen -W "@VERBS@" -- "$current") )
+            elif [[ "$current" != *=* ]]; then
+                COMPREPLY=( $(compgen -S = -W "@BUDGET_KEYS@" -- "$current") )
+                compopt -o nospace
+            fi ;;
         configs) COMPREPLY=( $(compgen -W "list copy" -- "$current") ) ;;
     esac
 }
@@ -40,7 +51,23 @@ def main(arguments: list[str]) -> None:
         return
     if shell != "bash":
         raise ConfigError("completion", shell, "is not a shell that is known here", suggest(shell, ["bash"]))
-    print(BASH.replace("@COMMANDS@", " ".join(COMMANDS)))
+    print(script())
+
+
+def script() -> str:
+    """The shell function, with every command, verb and key in it."""
+    from dptrain.config_budget import BudgetConfig
+
+    known = {
+        "@COMMANDS@": " ".join(COMMANDS),
+        "@COMPOSED@": "|".join(sorted(set(COMMANDS) - OTHERS)),
+        "@VERBS@": " ".join(recipe("budget").VERBS),
+        "@BUDGET_KEYS@": " ".join(field.name for field in dataclasses.fields(BudgetConfig)),
+    }
+    text = BASH
+    for name, value in known.items():
+        text = text.replace(name, value)
+    return text
 
 
 if __name__ == "__main__":

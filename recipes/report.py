@@ -32,10 +32,10 @@ def of_run(config: ReportConfig, run: str) -> dict[str, Any]:
     from dptrain.tracking.console import summary
 
     folder = open_run(run)
-    print(report_text(folder, config.tier))
     page = write_report(folder, config.tier)
     public = write_report(folder, "public")
     attach_files(folder, [public, *write_figures(folder, "public", folder.figures)], config.tracking_uri)
+    print(report_text(folder, config.tier))
     print()
     summary(six_lines(folder, config.tier))
     return {"page": str(page)}

@@ -40,7 +40,8 @@ def search(sweep: Sweep) -> dict[str, Any]:
     # 1. Everything that can be refused is refused, and the price is told, before a private row is read.
     plan_of, _ = tuning.prepare_search(sweep, "random")
     setup, folder = plan_of.setup, plan_of.setup.folder
-    summary(told_before(setup.plan, "random", None, folder.path), sys.stderr)
+    goes_on = tuning.room_of(folder).is_file()
+    summary(told_before(setup.plan, "random", None, folder.path, goes_on), sys.stderr)
     ledger = stages.open_account(setup)
     try:
         # 2. Rows are identified; the account admits the whole search; K and the candidates are drawn, once, and sealed.

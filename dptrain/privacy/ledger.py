@@ -198,7 +198,8 @@ class Ledger:
         return self.account(name)
 
     def freeze(self, name: str, why: str) -> None:
-        """Refuses every new reservation and resumption; running runs go on (``abandon`` stops one)."""
+        """Refuses every new reservation, resumption and commit: a running run stops where its last lease ends, charged
+        for what it executed. What was committed whole (a search, a grid) goes on; ``abandon`` ends one dead run."""
         why = check_reason(why)
         self.log.write(lambda state: {"kind": "freeze", "account": find_account(state, name).name, "reason": why})
 
@@ -276,7 +277,7 @@ class Ledger:
             steps: rising; the same number again writes nothing.
 
         Raises:
-            BudgetRefused: more than planned, or the entry was closed or resumed by someone else.
+            BudgetRefused: more than planned, the account is frozen, or the entry was closed or resumed by someone else.
         """
 
         def row(state: State) -> dict[str, Any] | None:
@@ -286,6 +287,7 @@ class Ledger:
                 raise BudgetRefused("steps", steps, what, "reserve anew for further steps")
             if steps == entry.committed_steps:
                 return None
+            check_account(find_account(state, entry.account), None)
             return {"kind": "commit", "entry": entry.entry, "steps": int(steps), "attempt": reservation.attempt}
 
         self.log.write(row)
@@ -328,7 +330,7 @@ class Ledger:
         again = self.state.entries[entry]
         now = self.state.accounts[again.account].value
         shared = (again.account, again.run_id, again.purpose, again.planned_steps, again.committed_steps)
-        return Reservation(entry, *shared, again.attempt, again.epsilon_account_after, now)
+        return Reservation(entry, *shared, again.attempt, again.epsilon_account_before, now)
 
     def abandon(self, run_id: str, reason: str) -> list[EntryState]:
         """Closes the open entries of a dead run, charged for what they had committed.

@@ -27,6 +27,7 @@ class EntryState:
     prices: tuple[int, ...]
     epsilon: float
     delta: float
+    epsilon_account_before: float
     epsilon_account_after: float
     attempt: int = 1
     committed_steps: int = 0
@@ -165,6 +166,7 @@ class State:
             entry=row["sequence"],
             created=row["time"],
             prices=tuple(row["prices"]),
+            epsilon_account_before=row["epsilon_account_before"],
             epsilon_account_after=row["epsilon_account_after"],
             **{name: row[name] for name in names},
         )

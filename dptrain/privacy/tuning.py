@@ -33,6 +33,8 @@ from dptrain.run_folder import read_json, write_json
 from dptrain.signing import canonical
 
 SCHEMA = "dptrain.search/1"
+MOST_COMPOSED = 10_000
+"""Runs up to which the price of all of them is told before a sweep that is composed."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,35 @@ PUBLIC = {
 """The block of a run in a sweep that touched public or synthetic rows only."""
 
 
-def told_before(plan: Plan, strategy: str, runs: int | None, folder: Path) -> list[tuple[str, str]]:
-    """What a search costs, label and text a line, for the console before anything is read or spent."""
+def told_composed(plan: Plan, runs: int) -> list[tuple[str, str]]:
+    """What runs one by one cost, before the first of them starts; all are taken to cost what the first one does."""
+    assert plan.mechanism is not None and plan.epsilon is not None
+    at = f"at delta {plan.delta:g}"
+    lines = [
+        ("one run", f"epsilon {plan.epsilon:.4f} {at}"),
+        ("sweep", f"composed: {runs} runs, as far as the line says; each may be seen, each is charged for itself"),
+    ]
+    if 1 < runs <= MOST_COMPOSED:
+        events = accounting.composed([plan.mechanism.event()] * runs)
+        together = accounting.epsilon(events, plan.priced_delta, plan.adjacency, accounting.COARSE)
+        lines += [
+            ("together", f"epsilon {together:.4f} {at}, if all cost what the first one does; the account adds up")
+        ]
+    return lines
+
+
+def told_before(
+    plan: Plan, strategy: str, runs: int | None, folder: Path, goes_on: bool = False
+) -> list[tuple[str, str]]:
+    """What a search costs, label and text a line, for the console before anything is read or spent.
+
+    Args:
+        plan: its price covers the whole search.
+        strategy: ``random`` or ``grid``.
+        runs: of a grid.
+        folder: of the search.
+        goes_on: the search was begun before, and is charged.
+    """
     assert plan.mechanism is not None and plan.epsilon is not None
     trials, at = plan.mechanism.trials, f"at delta {plan.delta:g}"
     lines = [("one run", f"epsilon {alone(plan):.4f} {at}")]
@@ -179,8 +208,14 @@ def told_before(plan: Plan, strategy: str, runs: int | None, folder: Path) -> li
         lines += [
             ("search", f"random: the best of a secret number of trials ({law}{quantile(trials, 0.95)})"),
             ("its winner", f"epsilon {plan.epsilon:.4f} {at}: charged whole, and what the statement will say"),
-            ("sealed", f"{folder}/internal: number and scores of the trials and their files are not covered by that"),
+            ("sealed", f"{folder}/internal: the trials, their number and scores; that price does not cover them"),
+            (
+                "unseen",
+                "trials run without a word; how long they take hints at how many there are: keep it inside",
+            ),
         ]
+        if goes_on:
+            lines += [("goes on", "as it was begun in that folder: nothing is drawn anew, nothing is charged again")]
     else:
         count = "several" if runs is None else f"{runs}"
         lines += [

@@ -58,8 +58,6 @@ def begin(search: Search, rows: Rows, ledger: Ledger | None) -> tuple[Budget, Dr
 
 
 def _go_on(setup: Setup, draws: Draws, rows: Rows, ledger: Ledger | None, event: Event) -> tuple[Budget, Draws]:
-    if setup.folder.result.is_file():
-        raise BudgetRefused("run.dir", setup.folder.path, "holds a finished search", "name a new run.dir and pay anew")
     if draws.rows != rows.name:
         remedy = "restore the rows or the ledger, or name a new run.dir and pay anew"
         raise BudgetRefused("data", setup.source.info.name, "is not what the search was begun on", remedy)
@@ -116,7 +114,7 @@ def conclude_search(
         )
         return result
     tuning.keep_best(folder, [made["score"] for made in done], best)
-    return _release(search, setup.plan, rows, budget, best, candidates[best], float(done[best]["seconds"]))
+    return _release(search, setup.plan, rows, budget, best, candidates[best], done[best])
 
 
 def conclude_grid(
@@ -124,11 +122,14 @@ def conclude_grid(
 ) -> dict[str, Any]:
     """Releases the best run of a grid under the price of all runs; every run's score stands in trials.json."""
     folder = search.setup.folder
-    told = [{**made, "settings": search.sweep.overrides(made["combination"])} for made in done]
+    told = [
+        {"score": made["score"], "seconds": made["seconds"], "settings": search.sweep.overrides(made["combination"])}
+        for made in done
+    ]
     write_json(folder.path / "trials.json", {"score": search.score, "runs": told})
     tuning.keep_best(folder, [made["score"] for made in done], best)
     made = done[best]
-    return _release(search, grid_plan(plans, best), rows, budget, best, made["combination"], float(made["seconds"]))
+    return _release(search, grid_plan(plans, best), rows, budget, best, made["combination"], made)
 
 
 def _release(
@@ -138,7 +139,7 @@ def _release(
     budget: Budget,
     number: int,
     combination: Sequence[int],
-    seconds: float,
+    made: dict[str, Any],
 ) -> dict[str, Any]:
     """The winner as a run of its own: its settings, its curve, its weights, and the price of everything tried."""
     folder: RunFolder = search.setup.folder
@@ -154,8 +155,8 @@ def _release(
         shown = record | {"epsilon": plan.epsilon, **budget_metrics(*spent)}
         for listener in [*recorder.listeners, stages.to(tracker)]:
             listener(json.loads(json.dumps(shown)))
-        recorder.last = shown
-    outcome = Outcome(plan.steps, "finished", seconds)
+    recorder.last = made["record"]
+    outcome = Outcome(plan.steps, "finished", float(made["seconds"]))
     statement = stages.release(setup, trainer, outcome, folder, budget)
     result = stages.conclude(setup, outcome, recorder, tracker, folder, statement)
     stages.say(result, folder, statement)

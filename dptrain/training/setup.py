@@ -118,6 +118,13 @@ def trials_of(config: TrainConfig) -> Trials | None:
 
 def check_promises(config: TrainConfig, info: SourceInfo) -> None:
     """Refuses combinations of data and privacy settings that would promise something else than they say."""
+    if config.tracking.register_as is not None and config.privacy.mechanism == "none":
+        raise ConfigError(
+            "tracking.register_as",
+            config.tracking.register_as,
+            "takes models whose statement verifies, and privacy=off promises nothing",
+            "leave it out, or choose a private plan",
+        )
     if config.tuning.public and not (info.is_public or config.data.all_public):
         raise ConfigError(
             "tuning.public", True, f"data '{info.name}' is private", "charge the sweep: tuning.strategy=random, say"

@@ -20,6 +20,7 @@ from dptrain.models.features import cached_features
 from dptrain.privacy.ledger import Ledger
 from dptrain.run_folder import CACHE, RunFolder, write_json, write_text
 from dptrain.signing import load_signer
+from dptrain.tracking.budget import ledger_tags, statement_tags
 from dptrain.tracking.choose import make_tracker
 from dptrain.tracking.console import Progress, summary
 from dptrain.tracking.metrics_log import MetricsLog
@@ -159,7 +160,7 @@ def assemble(setup: Setup, loaded: Loaded, folder: RunFolder, budget: Budget) ->
         standing=budget.standing,
         best=_best(setup),
     )
-    return trainer, recorder, _tracker(setup, folder)
+    return trainer, recorder, _tracker(setup, folder, budget)
 
 
 def _private_looks(setup: Setup, loaded: Loaded) -> PrivateAccuracy | None:
@@ -179,12 +180,14 @@ def _best(setup: Setup) -> Best | None:
     return Best(setup.module, f"test_{first}", first in LOWER_IS_BETTER)
 
 
-def _tracker(setup: Setup, folder: RunFolder) -> Tracker:
+def _tracker(setup: Setup, folder: RunFolder, budget: Budget) -> Tracker:
     config = setup.config
     tracker = make_tracker(config.tracking)
     tags = {"dp.private": str(setup.plan.is_private).lower(), "dp.unit": setup.plan.unit}
     if setup.plan.is_private:
         tags |= {"dp.adjacency": setup.plan.adjacency, "dp.accountant": "PLD", "dp.noise": setup.plan.noise}
+    if config.tracking.name != "none":
+        tags |= {"dp.purpose": setup.purpose} | ledger_tags(budget.composition(setup.plan.epsilon))
     params = _flatten(OmegaConf.to_container(OmegaConf.structured(config)))
     tracker.start(folder.run_id, params, tags, "training; the privacy statement follows when the run ends")
     tracker.artifact(folder.plan)
@@ -255,14 +258,24 @@ def conclude(
     folder: RunFolder,
     statement: dict[str, Any],
 ) -> dict[str, Any]:
-    """Hands the public artifacts to the tracker, closes it and writes result.json."""
+    """Writes result.json, hands the public artifacts to the tracker and closes it.
+
+    Raises:
+        ClaimRejected: ``tracking.register_as``, and the statement does not verify. The result is written by then, and
+            the tracker closed.
+    """
     tracker.artifact(folder.statement)
     tracker.artifact(folder.config)
     tracker.artifact(folder.checkpoint, "checkpoint")
-    if setup.config.tracking.register_as:
-        tracker.register(setup.config.tracking.register_as, folder.checkpoint)
-    arrived = tracker.finish(outcome.status)
+    tracker.tag(statement_tags(statement) | {"mlflow.note.content": statement["sentence"]})
     result = _write_result(setup, outcome, recorder, tracker, folder)
+    try:
+        if setup.config.tracking.register_as:
+            tracker.register(setup.config.tracking.register_as, folder.checkpoint)
+    finally:
+        arrived = tracker.finish(outcome.status)
+        if result["mlflow_run_id"] != tracker.run_id:  # a slow server named the run only now
+            result = _write_result(setup, outcome, recorder, tracker, folder)
     if not arrived:
         print(f"dptrain: note: the tracker did not get everything ({tracker.trouble}); the run folder has it all")
     key = "test_accuracy" if "test_accuracy" in recorder.last else "public_loss"
@@ -299,10 +312,14 @@ def _write_result(
 
 
 def say(result: dict[str, Any], folder: RunFolder, statement: dict[str, Any]) -> None:
-    """The six lines at the end of a training run."""
+    """The six lines at the end of a training run; where it was counted, the third says where the account stands."""
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
-    guarantee = statement["guarantee"]
+    guarantee, account = statement["guarantee"], statement["composition"]
     promise = f"epsilon {guarantee['epsilon']:.4f} at delta {guarantee['delta']:g}" if guarantee else "none claimed"
+    promise += f" for one {statement['unit']['kind']}"
+    if account:
+        stands = f"{account['total']:.3f} of {account['limit_epsilon']:g} spent, {account['remaining']:.3f} left"
+        promise += f"; account {account['account']}: {stands}"
     summary(
         [
             (
@@ -311,7 +328,7 @@ def say(result: dict[str, Any], folder: RunFolder, statement: dict[str, Any]) ->
                 f"{result['seconds']:.1f} s on {result['device']}",
             ),
             ("public split", metrics),
-            ("privacy", f"{promise} for one {statement['unit']['kind']}"),
+            ("privacy", promise),
             ("checkpoint", str(folder.checkpoint)),
             ("next", f"dptrain audit run={folder.path}"),
             ("watch", result["open_command"] or "tracking is off"),

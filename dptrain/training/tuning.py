@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,12 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from dptrain.config import TrainConfig
-from dptrain.errors import ConfigError, suggest
+from dptrain.errors import BudgetRefused, ConfigError, suggest
 from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.plan import Plan
-from dptrain.privacy.tuning import told_before
+from dptrain.privacy.tuning import told_composed
 from dptrain.registry import load_user_files, sources
-from dptrain.run_folder import RunFolder, read_json, write_json
+from dptrain.run_folder import RunFolder, new_run, read_json, write_json
 from dptrain.sweep import Request, Sweep
 from dptrain.tracking.console import summary
 from dptrain.tracking.metrics_log import read_metrics
@@ -77,6 +78,7 @@ def prepare_search(sweep: Sweep, strategy: str) -> tuple[Search, list[Plan]]:
 
     Raises:
         ConfigError: an axis would change what a trial costs or whose rows it reads, or a combination cannot be run.
+        BudgetRefused: the folder holds a finished search: a further winner would be a further search.
     """
     if not sweep.axes:
         raise ConfigError("--multirun", "", "sweeps over nothing", "give a list of values: optimizer.lr=0.1,0.5")
@@ -94,12 +96,26 @@ def prepare_search(sweep: Sweep, strategy: str) -> tuple[Search, list[Plan]]:
     name = base.tuning.score or names[0]
     if name not in names:
         raise ConfigError("tuning.score", name, "is not among the metrics of the run", suggest(name, names))
-    if strategy == "random" and room_of(setup.folder).is_file():  # goes on under the name it was begun with
-        begun = str(read_json(room_of(setup.folder)).get("run_id"))
-        setup = replace(setup, folder=RunFolder(setup.folder.path, begun))
+    if strategy == "random":
+        setup = replace(setup, folder=_folder_of(base, setup.folder))
     search = Search(sweep=sweep, setup=setup, strategy=strategy, score=name)
     combinations = sweep.to_check() if strategy == "random" else all_of(sweep)
     return search, [prepare(search.config(c), check_folder=False).plan for c in combinations]
+
+
+def _folder_of(config: TrainConfig, folder: RunFolder) -> RunFolder:
+    """The folder of a random search, which goes on under the name that it was begun with.
+
+    The name holds no time of launch: beside the statement's own date that would tell how long the search took, and so
+    about how many trials there were.
+    """
+    if folder.result.is_file():
+        raise BudgetRefused(
+            "run.dir", folder.path, "holds a finished run", "name a new run.dir; a new search is charged"
+        )
+    if room_of(folder).is_file():
+        return RunFolder(folder.path, str(read_json(room_of(folder)).get("run_id")))
+    return new_run(config.run.id or f"search-{secrets.token_hex(6)}", config.run.dir)
 
 
 def all_of(sweep: Sweep) -> list[tuple[int, ...]]:
@@ -167,10 +183,7 @@ def check_request(request: Request) -> bool:
             f"data '{info.name}' is private, and a sweep over it is charged",
             "set random (secret best of a random number), grid (all charged at once) or composed (job by job)",
         )
-    said = told_before(prepare(base, check_folder=False).plan, "composed", request.sweep.size, Path())
-    summary(
-        [*said[:1], ("sweep", f"{request.sweep.size} runs or more, each an entry of its own: they add up")], sys.stderr
-    )
+    summary(told_composed(prepare(base, check_folder=False).plan, request.sweep.size), sys.stderr)
     return False
 
 
@@ -227,7 +240,10 @@ def trial_folder(folder: RunFolder, number: int) -> RunFolder:
 
 
 def finished(folder: RunFolder, number: int) -> dict[str, Any] | None:
-    """{"score", "seconds", "combination"} of a trial that ended; None where it did not."""
+    """{"score", "seconds", "combination", "record"} of a trial that ended; None where it did not.
+
+    ``record`` is of the model that the trial would release: of its last step, or of its best look.
+    """
     path = trial_folder(folder, number).path / "score.json"
     return read_json(path) if path.is_file() else None
 
@@ -260,7 +276,7 @@ def run_trial(search: Search, rows: Rows, folder: RunFolder, number: int, combin
     value = recorder.last.get(search.score if search.score == NAME else f"test_{search.score}")
     score = None if value is None else -value if search.score in LOWER_IS_BETTER else value
     save_model(setup.module, str(room.path / "model.safetensors"))
-    made = {"score": score, "seconds": outcome.seconds, "combination": list(combination)}
+    made = {"score": score, "seconds": outcome.seconds, "combination": list(combination), "record": recorder.last}
     write_json(room.path / "score.json", made)
     return made
 

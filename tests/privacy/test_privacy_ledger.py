@@ -138,15 +138,18 @@ def test_private_data_without_a_class_is_refused_and_debug_is_free(ledger: Ledge
         admit(ledger, unit="user")
 
 
-def test_a_frozen_account_refuses_new_runs_and_lets_running_ones_end(ledger: Ledger) -> None:
+def test_a_frozen_account_refuses_new_runs_and_stops_running_ones_at_their_next_commit(ledger: Ledger) -> None:
     running = admit(ledger)
+    ledger.commit(running, 7)
     ledger.freeze("adult", "a complaint came in")
     with pytest.raises(BudgetRefused, match="is frozen: a complaint came in"):
         admit(ledger, "r2")
     with pytest.raises(BudgetRefused, match="is frozen"):
         ledger.resume(running.entry)
-    ledger.commit(running, 10)
-    ledger.settle(running, 10)
+    with pytest.raises(BudgetRefused, match="is frozen: a complaint came in"):
+        ledger.commit(running, 8)
+    ledger.settle(running, 7)
+    assert ledger.state.entries[running.entry].charged_steps == 7
     with pytest.raises(ConfigError, match="say why"):
         ledger.unfreeze("adult", " ")
     ledger.unfreeze("adult", "settled")

@@ -28,6 +28,12 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("dptrain plan experiment=quick", "experiment=quickstart"),
         ("dptrain audit audit.conf", "audit.confidence="),
         ("dptrain configs co", "copy"),
+        ("dptrain budget fo", "forecast"),
+        ("dptrain budget limit eps", "epsilon="),
+        ("dptrain train tuning.str", "tuning.strategy="),
+        ("dptrain verify pa", "path="),
+        ("dptrain compare ru", "runs="),
+        ("dptrain bench bench.sec", "bench.seconds="),
     ],
 )
 def test_completion(line: str, expected: str) -> None:

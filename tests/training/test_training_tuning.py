@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import torch
 from dptrain.cli import run
 from dptrain.config import DataConfig
 from dptrain.data.source import Rows, Source, SourceInfo, Splits
+from dptrain.privacy import accounting
 from dptrain.privacy import tuning as sealed
 from dptrain.privacy.ledger import open_ledger
 from dptrain.privacy.verify import verified
 from dptrain.registry import sources
 from dptrain.run_folder import read_json
+from dptrain.sweep import requested
 from dptrain.training import tuning
+from dptrain.training.setup import prepare
 
 
 @sources.register("tuned_people")
@@ -98,7 +102,8 @@ def test_nothing_outside_the_sealed_room_depends_on_how_many_trials_there_were(
     for number in (1, 4):
         with_trials(monkeypatch, number)
         arguments = [a for a in BASE if a != "tracking=none"] + ["run.purpose=final", "ledger.uri=none"]
-        assert run(["train", *arguments, *RANDOM, f"run.dir=k{number}", f"tracking.uri=sqlite:///k{number}.db"]) == 0
+        to = ["tracking.uri=sqlite:///mlflow.db", f"tracking.experiment=k{number}"]
+        assert run(["train", *arguments, *RANDOM, f"run.dir=k{number}", *to]) == 0
         said = capsys.readouterr()
         files = outside(Path(f"k{number}"))
         shapes = {name: keys(json.loads(text)) for name, text in files.items() if name.endswith(".json")}
@@ -107,8 +112,8 @@ def test_nothing_outside_the_sealed_room_depends_on_how_many_trials_there_were(
         assert len(list(Path(f"k{number}", "internal", "trials").iterdir())) == number
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(f"sqlite:///k{number}.db")
-        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        client = MlflowClient("sqlite:///mlflow.db")
+        runs = client.search_runs([e.experiment_id for e in client.search_experiments() if e.name == f"k{number}"])
         assert len(runs) == 1
         seen[-1] += (sorted(runs[0].data.params), sorted(runs[0].data.tags), sorted(runs[0].data.metrics))
     assert seen[0] == seen[1]
@@ -116,7 +121,49 @@ def test_nothing_outside_the_sealed_room_depends_on_how_many_trials_there_were(
     assert Path("k4", "internal", "trials").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_crash_draws_nothing_anew_and_repeats_no_finished_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_search_holds_no_time_of_launch() -> None:
+    """Beside the date of the statement it would tell how long the search took, and so about how many trials it made."""
+    assert run(["train", *PRIVATE, *RANDOM, "run.dir=s"]) == 0
+    name = read_json(Path("s", "statement.json"))["identity"]["run_id"]
+    assert name.startswith("search-") and len(name) == len("search-") + 12
+
+
+def test_the_metrics_are_those_of_the_look_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dptrain.training.private_metrics import Best
+
+    monkeypatch.setattr(Best, "restore", lambda self, last: {"step": 2, "seconds": 0.0, "test_accuracy": 0.125})
+    assert run(["train", *PRIVATE, *RANDOM, "run.dir=s", "release.choose=best"]) == 0
+    assert read_json(Path("s", "result.json"))["metrics"] == {"test_accuracy": 0.125}
+
+
+def test_a_search_judged_by_noisy_looks_pays_for_them_in_every_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    look = ["evaluation.metrics=dp", "evaluation.every=2"]
+    assert run(["train", *PRIVATE, *RANDOM, *look, "run.dir=s", "release.choose=best"]) == 0
+    trial = read_json(Path("s", "statement.json"))["mechanism"]["event"]["event"]
+    looks = accounting.self_composed(2, accounting.gaussian(20.0))
+    assert trial["type"] == "composed" and looks in trial["events"]
+    made = read_json(Path("s", "internal", "trials", "00000", "score.json"))
+    assert made["score"] == made["record"]["private_accuracy"]
+    assert verified("s")
+
+
+def test_a_composed_sweep_says_what_it_costs_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = requested(["optimizer.lr=0.1,1", *PRIVATE, "tuning.strategy=composed", "--multirun"])
+    assert request is not None and tuning.check_request(request) is False
+    told = capsys.readouterr().err
+    event = prepare(request.sweep.config((0,)), check_folder=False).plan.mechanism
+    assert event is not None
+    both = accounting.epsilon(accounting.composed([event.event()] * 2), 1e-5)
+    one, together = (float(re.findall(rf"{label} +epsilon ([0-9.]+)", told)[0]) for label in ("one run", "together"))
+    assert together == pytest.approx(both, rel=0.02) and one < together
+    assert "2 runs" in told and "each is charged for itself" in told
+
+
+def test_a_crash_draws_nothing_anew_and_repeats_no_finished_trial(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with_trials(monkeypatch, 4)
     honest, made = tuning.run_trial, []
 
@@ -152,7 +199,9 @@ def test_a_crash_draws_nothing_anew_and_repeats_no_finished_trial(monkeypatch: p
     ledger = open_ledger(None)
     (entry,) = ledger.state.entries.values()
     assert (entry.status, entry.charged_steps) == ("settled", 1)
+    assert read_json(Path("s", "statement.json"))["composition"]["prior"] == 0
     ledger.close()
+    assert "nothing is charged again" in capsys.readouterr().err
     assert run(["train", *PRIVATE, *RANDOM, "run.dir=s"]) == 3  # finished: a further winner would be a further search
 
 
