@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def config_dir() -> Path:
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
+@cache
 def register_schemas() -> None:
-    """Tells Hydra the root dataclasses, so that every key of every group is checked."""
+    """Tells Hydra the root dataclasses, once a process, so that every key of every group is checked."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()

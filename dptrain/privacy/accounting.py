@@ -15,6 +15,7 @@ dots"); Mironov et al. 2019 (RDP of the sampled Gaussian), used as the second op
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -169,13 +170,19 @@ def rdp_epsilon(event: Event, delta: float, adjacency: str = "zero_out") -> floa
     The one price of a selection (Papernot & Steinke 2022, Theorems 2 and 6), turned into epsilon by Proposition 12 of
     Canonne, Kamath & Steinke 2020. The last factor pays for the rounding of float64 sums.
     """
+    to_dp_event(event)
+    return _rdp_epsilon(json.dumps(event), delta, adjacency)
+
+
+@lru_cache(maxsize=256)
+def _rdp_epsilon(text: str, delta: float, adjacency: str) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(neighboring_relation=_relation(adjacency))
     log = logging.getLogger("absl")
     was, log.disabled = log.disabled, True  # an order whose series does not converge is left out, and that is all
     try:
-        accountant.compose(to_dp_event(event))
+        accountant.compose(to_dp_event(json.loads(text)))
     finally:
         log.disabled = was
     return float(accountant.get_epsilon(delta)) * (1.0 + 1e-12)
