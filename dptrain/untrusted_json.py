@@ -77,9 +77,11 @@ def _check_depth(text: str) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise NotReadable(f"names '{twice[:60]}' twice")
+        left = set(made)
+        for name, _ in pairs:  # counting each name would take hours for a file full of them
+            if name not in left:
+                raise NotReadable(f"names '{name[:60]}' twice")
+            left.discard(name)
     return made
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ConfigError
+from dptrain.untrusted_json import NotReadable, read_untrusted
 
 
 def read_heads(files: Iterable[str]) -> list[dict[str, Any]]:
@@ -21,12 +21,17 @@ def read_heads(files: Iterable[str]) -> list[dict[str, Any]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        block = found.get("composition") or found
-        head = block.get("head") or block
-        named = {"ledger_id": head.get("ledger_id", block.get("ledger_id")), "hash": str(head["hash"])}
-        return {**named, "sequence": int(head["sequence"])}
-    except OSError as error:
-        raise ConfigError("heads", file, f"cannot be read ({error.strerror})", "name a file that exists") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError("heads", file, "names no ledger head", "give a statement of a later run") from error
+        found = read_untrusted(file)  # a statement of somebody else's run, as likely as not
+    except NotReadable as error:
+        raise ConfigError(
+            "heads", file, str(error), "name a statement, or what 'budget show format=json' gave"
+        ) from error
+    block = (
+        found.get("composition") if isinstance(found, dict) and isinstance(found.get("composition"), dict) else found
+    )
+    head = block.get("head", block) if isinstance(block, dict) else None
+    if isinstance(block, dict) and isinstance(head, dict):
+        ledger, row, digest = head.get("ledger_id", block.get("ledger_id")), head.get("sequence"), head.get("hash")
+        if isinstance(ledger, str) and type(row) is int and isinstance(digest, str):
+            return {"ledger_id": ledger, "sequence": row, "hash": digest}
+    raise ConfigError("heads", file, "names no ledger head", "give a statement of a later run")

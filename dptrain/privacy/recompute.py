@@ -27,10 +27,14 @@ CLOSE = 0.002
 """Relative difference of epsilons that two discretisations may show."""
 LOOSE = 0.01
 """The same for what is read off the curve: relative to the smaller of a probability and its complement."""
-SMALLEST_NOISE = 0.05
+SMALLEST_NOISE = 0.15
 LARGEST_STEPS = 100_000_000
 MOST_CELLS = 4e6
-MOST_GROUPS = 64
+"""Of a composed loss, where a cell is a number in a Fourier transform."""
+MOST_STEP_CELLS = 3e5
+"""Of the losses of single steps together, where a cell is a call of the loss function."""
+MOST_GROUPS = 8
+MOST_DELTAS = 8
 """Bounds on what is recomputed: beyond them a statement promises nothing worth the work, or means harm."""
 
 
@@ -116,12 +120,11 @@ def _steps(event: Event) -> Iterator[float]:
 
 def other_interval(terms: Terms, epsilon: float, factor: float = 2.0) -> float:
     """A discretisation other than the one an epsilon of this size is stated with, kept to ``MOST_CELLS`` cells."""
-    sigma = min(_steps(terms.mechanism.event()))
-    widest = 2.0 * (10.0 / sigma + 0.5 / sigma**2)
+    widths = sum(2.0 * (10.0 / sigma + 0.5 / sigma**2) for sigma in _steps(terms.mechanism.event()))
     renyi = Profile(terms.mechanism.event(), terms.adjacency, None).renyi_epsilon(1e-15)
     if not math.isfinite(renyi):
         raise ConfigError("event", "", "has no finite price", "it promises nothing")
-    return max(factor * interval_for(epsilon), max(widest, 2.0 * renyi) / MOST_CELLS)
+    return max(factor * interval_for(epsilon), widths / MOST_STEP_CELLS, 2.0 * renyi / MOST_CELLS)
 
 
 def _price(terms: Terms, delta: float, interval: float) -> float:
@@ -141,7 +144,8 @@ def _check_epsilon(guarantee: dict[str, Any], terms: Terms, verdict: Verdict) ->
     coarse = _price(terms, terms.priced_delta, interval)
     claimed, expected = guarantee["epsilon"], stated
     if terms.stopped:
-        expected = epsilon_when_stopped(terms.mechanism, terms.steps_done, terms.priced_delta, terms.adjacency, stated)
+        at = (terms.mechanism, terms.steps_done, terms.priced_delta, terms.adjacency, stated)
+        expected = epsilon_when_stopped(*at, interval=other_interval(terms, claimed))
     found = f"claimed {claimed:.6g} at delta {terms.delta:g}; recomputed {coarse:.6g} (discretisation {interval:.1g})"
     if stated < _low(terms, stated, terms.priced_delta, coarse):
         verdict.add("epsilon", MISMATCH, f"{found}: too low for the mechanism that is named")
@@ -161,6 +165,9 @@ def _check_deltas(guarantee: dict[str, Any], terms: Terms, verdict: Verdict) -> 
     if terms.stopped:
         status = MISMATCH if listed else OK
         verdict.add("deltas", status, "a run that stopped early is stated at its own delta alone")
+        return
+    if len(listed) > MOST_DELTAS:
+        verdict.add("deltas", MISMATCH, f"more than {MOST_DELTAS} deltas are not recomputed")
         return
     largest = max((row["epsilon"] for row in listed), default=0.0)
     interval = other_interval(terms, largest)
@@ -244,7 +251,8 @@ def _check_tuning(statement: dict[str, Any], terms: Terms, verdict: Verdict) -> 
         wrong = "epsilon_after is not the epsilon that is claimed"
     elif tuning["epsilon_before"] is not None:
         alone = accounting.self_composed(terms.mechanism.steps, terms.mechanism.step_event())
-        price = accounting.epsilon(alone, terms.priced_delta, terms.adjacency)
+        interval = other_interval(terms, tuning["epsilon_before"])
+        price = accounting.epsilon(alone, terms.priced_delta, terms.adjacency, interval)
         if not math.isclose(price, tuning["epsilon_before"], rel_tol=LOOSE):
             wrong = f"epsilon_before is {tuning['epsilon_before']:.6g}; one run alone costs {price:.6g}"
     verdict.add("tuning", MISMATCH if wrong else OK, wrong or "its price is that of the mechanism named")

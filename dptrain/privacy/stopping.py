@@ -39,7 +39,14 @@ def rung(steps_done: int, planned_steps: int) -> int:
     return planned_steps
 
 
-def epsilon_when_stopped(mechanism: DPSGD, steps_done: int, delta: float, adjacency: str, planned: float) -> float:
+def epsilon_when_stopped(
+    mechanism: DPSGD,
+    steps_done: int,
+    delta: float,
+    adjacency: str,
+    planned: float,
+    interval: float = accounting.FINE,
+) -> float:
     """Epsilon that a run may claim after ``steps_done`` of its planned steps; see the module's guarantee."""
     if steps_done == 0:
         return 0.0
@@ -49,4 +56,4 @@ def epsilon_when_stopped(mechanism: DPSGD, steps_done: int, delta: float, adjace
     if delta / RUNGS < accounting.smallest_delta(steps):
         return planned
     event = mechanism.event(steps)
-    return min(planned, accounting.epsilon(event, delta / RUNGS, adjacency))
+    return min(planned, accounting.epsilon(event, delta / RUNGS, adjacency, interval))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dptrain.bundle_files import SIGNED_FILES, bundle_folder, is_as_listed, verify_files
+from dptrain.bundle_files import SIGNED_FILES, bundle_folder, file_facts, is_as_listed, verify_files
 from dptrain.errors import ConfigError
 from dptrain.privacy import statement_words as words
 from dptrain.privacy.head_check import check_ledger
@@ -63,7 +63,8 @@ def _places(path: Path) -> tuple[Path | None, Path]:
         file = folder / "statement.json"
         if not file.exists():
             raise ConfigError("path", path, "holds no statement.json", "give a run folder, its checkpoint/, or a file")
-        return (folder, file) if folder != path or (folder / "manifest.json").exists() else (None, file)
+        bundled = folder != path or any((folder / name).exists() for name in ("manifest.json", *SIGNED_FILES))
+        return (folder, file) if bundled else (None, file)
     if not path.exists():
         raise ConfigError("path", path, "does not exist", "give a run folder, its checkpoint/, or a statement.json")
     return None, path
@@ -74,8 +75,11 @@ def _accepted(key: str | Path | None) -> dict[str, str]:
     if key is None:
         return trusted_keys()
     file = Path(key).expanduser()
+    if file.exists() and not file.is_file():
+        raise ConfigError("key", file, "is not a file", "name the .pub file of the signer")
     try:
-        public = file.read_text(encoding="utf-8")[:1000].strip()
+        with file.open(encoding="utf-8") as opened:
+            public = opened.read(1000).strip()
         return {key_id(public): public}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("key", file, "cannot be read", "name the .pub file of the signer") from error
@@ -152,8 +156,8 @@ def _check_files(statement: dict[str, Any], folder: Path | None, given: Path, ve
         if not is_as_listed(folder / name, listed[name]):
             verdict.add("files", MISMATCH, f"{name} is not the file that the statement was made for")
             return
-    copy = given / "statement.json"
-    if folder != given and copy.is_file() and copy.read_bytes() != (folder / "statement.json").read_bytes():
+    copy, own = given / "statement.json", folder / "statement.json"
+    if folder != given and copy.is_file() and not is_as_listed(copy, file_facts(own)):
         verdict.add("files", MISMATCH, "statement.json of the run folder is not that of its checkpoint")
         return
     verdict.add("files", OK, "weights, model description and manifest are those the statement was made for")

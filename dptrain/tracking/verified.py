@@ -13,12 +13,14 @@ def verified_statement(bundle: Path) -> dict[str, Any]:
     """The statement of a release bundle, verified now: its numbers recomputed, signature and digests checked.
 
     Raises:
-        ClaimRejected: it does not verify, or there is none (exit code 4).
+        ClaimRejected: it does not verify, there is none, or nothing binds it to the weights beside it (exit code 4).
     """
+    from dptrain.privacy.verdict import OK
     from dptrain.privacy.verify import verified
 
     verdict = verified(bundle)
-    if not verdict.holds:
-        why = verdict.problems[0] if verdict.problems else "its statement could not be verified"
+    bound = any(line.name == "files" and line.status == OK for line in verdict.lines)
+    if not (verdict.holds and bound):
+        why = verdict.problems[0] if verdict.problems else "the statement is not bound to the files beside it"
         raise ClaimRejected("checkpoint", bundle, why, "only a bundle whose statement verifies is registered")
     return read_json(bundle / "statement.json")
