@@ -21,7 +21,7 @@ from dptrain.privacy.statement_words import CLASS_OF
 from dptrain.privacy.stopping import epsilon_when_stopped
 from dptrain.privacy.terms import Terms, terms_of_statement
 from dptrain.privacy.tradeoff import Profile
-from dptrain.privacy.verdict import MISMATCH, OK, Verdict
+from dptrain.privacy.verdict import MISMATCH, OK, UNKNOWN, Verdict
 
 CLOSE = 0.002
 """Relative difference of epsilons that two discretisations may show."""
@@ -241,7 +241,7 @@ def _check_tuning(statement: dict[str, Any], terms: Terms, verdict: Verdict) -> 
     tuning = terms.tuning
     if tuning is None:
         detail = "nothing was declared; whether settings were tried out on private rows is the user's word"
-        verdict.add("tuning", OK if terms.mechanism.trials is None else MISMATCH, detail)
+        verdict.add("tuning", UNKNOWN if terms.mechanism.trials is None else MISMATCH, detail)
         return
     wrong = ""
     if tuning["public_only"]:
