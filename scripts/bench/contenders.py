@@ -32,12 +32,14 @@ class Settings:
         clip: clipping norm C.
         unit_rows: consecutive rows that are one unit together; dptrain's engines only.
         sigma: noise multiplier of the peers.
+        memory_limit: MiB that dptrain's engines may hold for the sum; negative: no limit.
     """
 
     noise: str = "fast"
     clip: float = 1.0
     unit_rows: int = 1
     sigma: float = 1.0
+    memory_limit: int = -1
 
 
 class Contender(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from dptrain.config import PrivacyConfig
 from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.protocol import ClippingRule, Engine, EngineSettings, trainable
 from dptrain.keystream import Keystream
+from dptrain.noise.fast import FastNoise
 from dptrain.noise.protocol import Noise
+from dptrain.noise.secure import SecureNoise
 from dptrain.privacy.grid import grid_step
 from dptrain.privacy.plan import Plan, compile_plan
 from dptrain.registry import engines
@@ -44,6 +47,13 @@ class NoNoise:
         return float("inf")
 
 
+def _load_compiled_noise() -> None:
+    """Code is loaded before memory is measured, like all other imports."""
+    if find_spec("numba") is not None:
+        FastNoise(Keystream(), 1.0, compiled=True).draw(0, 8)
+        SecureNoise(Keystream(), 2.0**20, compiled=True).draw(0, 8)
+
+
 def _plan(settings: Settings, units: int) -> Plan:
     """A priced plan whose mechanism is the benchmark's: sigma 1, the whole batch as expected draw, many steps."""
     return compile_plan(
@@ -64,6 +74,7 @@ class DptrainEngine:
     """One engine in the training loop: clipped sum, noise, divisor, optimizer, schedule, as in ``Trainer.run``."""
 
     def __init__(self, name: str, workload: Workload, settings: Settings, inputs: Tensor, targets: Tensor) -> None:
+        _load_compiled_noise()
         self.model = workload.model()
         rows, per_unit = len(inputs), settings.unit_rows
         plan = _plan(settings, max(1, rows // per_unit))
@@ -74,8 +85,9 @@ class DptrainEngine:
         if settings.noise == "secure":
             grid = grid_step(settings.clip, plan.mechanism.sensitivity_slack, self._count)
         self._grid = grid
+        limit = None if settings.memory_limit < 0 else settings.memory_limit << 20
         self.engine: Engine = engines.build(
-            name, self.model, row_loss, ClippingRule(settings.clip, grid), EngineSettings()
+            name, self.model, row_loss, ClippingRule(settings.clip, grid), EngineSettings(memory_limit=limit)
         )
         unit = torch.arange(rows) // per_unit
         self._batch = PhysicalBatch(inputs, targets, unit, 1.0 / torch.bincount(unit)[unit].float())
