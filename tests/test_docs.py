@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from dptrain.compose import compose
+from dptrain.launch import overrides_first
+from dptrain.sweep import requested
+from dptrain.training.setup import prepare
+from dptrain.training.tuning import check_request, prepare_search
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -63,3 +72,21 @@ def test_readme_names_only_files_that_exist() -> None:
     for page in DOCS.glob("*.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (DOCS / link).exists(), f"{page.name}: {link}"
+
+
+def test_tuning_page_asks_for_sweeps_that_can_be_charged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sweep of the page is checked up to its first private row; running them all takes minutes."""
+    monkeypatch.chdir(tmp_path)
+    setup, *commands = blocks("tuning.md", "bash")
+    shell(setup.rsplit("dptrain budget", 1)[0], tmp_path)
+    strategies = []
+    for line in commands:
+        arguments = overrides_first(shlex.split(line.strip())[2:])
+        request = requested(arguments)
+        if request is None:
+            prepare(compose("train", [a for a in arguments if "=" in a], "conf"))
+            continue
+        if check_request(request):
+            prepare_search(request.sweep, str(request.strategy))
+        strategies.append(request.strategy)
+    assert strategies == ["random", "grid", "composed", None]

@@ -182,9 +182,7 @@ def told_composed(plan: Plan, runs: int) -> list[tuple[str, str]]:
     if 1 < runs <= MOST_COMPOSED:
         events = accounting.composed([plan.mechanism.event()] * runs)
         together = accounting.epsilon(events, plan.priced_delta, plan.adjacency, accounting.COARSE)
-        lines += [
-            ("together", f"epsilon {together:.4f} {at}, if all cost what the first one does; the account adds up")
-        ]
+        lines += [("together", f"epsilon {together:.4f} {at}, if each costs what the first does; the account adds up")]
     return lines
 
 

@@ -10,12 +10,12 @@ from dptrain.run_folder import RunFolder
 
 
 def six_lines(folder: RunFolder, tier: str) -> list[tuple[str, str]]:
-    """Label and value of each line; the attack's line appears in the internal tier only."""
+    """Label and value of each line; what an attack found is said in the internal tier only."""
     record = read_record(folder, tier)
     return [
         ("public split", _metrics(record)),
         ("privacy", _promise(record)),
-        ("attack", _attack(record)),
+        ("attack", _attack(record, folder)),
         ("checkpoint", str(folder.checkpoint)),
         ("report", str(folder.report if tier == "internal" else folder.public_report)),
         ("watch", record.get("result.open_command") or "tracking is off"),
@@ -35,10 +35,12 @@ def _promise(record: RunRecord) -> str:
     return f"epsilon {epsilon_up(epsilon)} at delta {delta:g} for one {record.get('statement.unit.kind')}"
 
 
-def _attack(record: RunRecord) -> str:
+def _attack(record: RunRecord, folder: RunFolder) -> str:
+    if record.tier == "public" and folder.internal_audit.is_file():
+        return "what an attack found is internal: leave tier=public out to see it"
     attacks = record.get("audit.attacks")
     if not attacks:
-        return f"not attacked yet: dptrain audit run={record.get('result.run_id')}"
+        return f"not attacked yet: dptrain audit run={folder.path}"
     known = [attack for attack in attacks if attack["auc"].get("value") is not None]
     if not known:
         return "no attack gave a number"

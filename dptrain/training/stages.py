@@ -315,8 +315,10 @@ def say(result: dict[str, Any], folder: RunFolder, statement: dict[str, Any]) ->
     """The six lines at the end of a training run; where it was counted, the third says where the account stands."""
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     guarantee, account = statement["guarantee"], statement["composition"]
-    promise = f"epsilon {guarantee['epsilon']:.4f} at delta {guarantee['delta']:g}" if guarantee else "none claimed"
-    promise += f" for one {statement['unit']['kind']}"
+    promise = "none claimed"
+    if guarantee:
+        unit = statement["unit"]["kind"]
+        promise = f"epsilon {guarantee['epsilon']:.4f} at delta {guarantee['delta']:g} for one {unit}"
     if account:
         stands = f"{account['total']:.3f} of {account['limit_epsilon']:g} spent, {account['remaining']:.3f} left"
         promise += f"; account {account['account']}: {stands}"
