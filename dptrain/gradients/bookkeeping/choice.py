@@ -11,6 +11,9 @@ import torch
 from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.refusals import out_of_memory
 
+AS_QUICK = 1.1
+"""Times the quickest way's seconds: among ways within it, the one that holds the least memory is taken."""
+
 LONG = 0.1
 """Seconds that the timings of one way may take from the third on."""
 
@@ -29,7 +32,8 @@ class Timed:
 class Chooser:
     """Remembers, by kind and shapes of a use, which way is quickest.
 
-    The first use of a kind and shape times every way on the tensors at hand. ``settle`` then turns to slimmer ways,
+    The first use of a kind and shape times every way on the tensors at hand; of ways that are about as quick, the
+    slimmest is taken. ``settle`` then turns to slimmer ways,
     those that cost the least time for the memory they save first, until what a whole pass holds fits the limit.
 
     Attributes:
@@ -61,7 +65,7 @@ class Chooser:
             self.picks[key] = pick
             return way()
         self.timings[key] = self._trial(ways)
-        self.picks[key] = min(self.timings[key], key=lambda name: self.timings[key][name].seconds)
+        self.picks[key] = _slimmest_of_the_quick(self.timings[key])
         return ways[self.picks[key]]()
 
     def _trial(self, ways: Mapping[str, Way]) -> dict[str, Timed]:
@@ -124,3 +128,8 @@ class Chooser:
                 if other.nbytes < now.nbytes:
                     switches.append(((other.seconds - now.seconds) / (now.nbytes - other.nbytes), key, name))
         return switches
+
+
+def _slimmest_of_the_quick(found: Mapping[str, Timed]) -> str:
+    most = AS_QUICK * min(timed.seconds for timed in found.values())
+    return min((timed.nbytes, timed.seconds, name) for name, timed in found.items() if timed.seconds <= most)[2]

@@ -32,8 +32,8 @@ from dptrain.gradients.bookkeeping.groups import Groups
 if TYPE_CHECKING:
     from dptrain.gradients.bookkeeping.tape import Tape
 
-MOST_KEPT = 1 << 24
-"""Bytes of kept gradients that are tried even where they take more than twice the memory of what they are made of."""
+MOST_KEPT = 1 << 22
+"""Bytes of kept gradients that are tried even where they take more memory than what they are made of."""
 
 
 class Seen(Protocol):
@@ -87,7 +87,7 @@ class Tokens:
                 if blocks == 1 or tokens >= 32 * blocks:
                     ways[f"gram{blocks}"] = partial(self.outer, tape, blocks)
         size = len(self.a) * d * p * self.a.element_size()
-        slim = size <= max(MOST_KEPT, 2 * (self.a.nbytes + self.g.nbytes))
+        slim = size <= max(MOST_KEPT, self.a.nbytes + self.g.nbytes)
         if (d * p <= 8 * tokens * (d + p) and slim) or not ways:
             ways["kept"] = self.kept
         return ways
