@@ -79,19 +79,21 @@ def _check(value: Any, rules: dict[str, Any], path: str, found: list[str]) -> No
 
 
 def _check_object(value: dict[str, Any], rules: dict[str, Any], path: str, found: list[str]) -> None:
-    known = rules.get("properties", {})
+    known, other = rules.get("properties", {}), rules.get("additionalProperties", True)
+    before = len(found)
     for name in rules.get("required", ()):
         if name not in value:
             found.append(f"{path}.{name}".lstrip(".") + ": is missing")
-    other = rules.get("additionalProperties", True)
     for name, item in value.items():
-        place = f"{path}.{name[:60]}".lstrip(".")
-        if name in known:
-            _check(item, known[name], place, found)
-        elif other is False:
-            found.append(f"{place}: is not a field of {SCHEMA}")
-        elif isinstance(other, dict):
-            _check(item, other, place, found)
+        if name not in known and other is False:
+            found.append(f"{path}.{name[:60]}".lstrip(".") + f": is not a field of {SCHEMA}")
+        elif "const" in known.get(name, ()):
+            _check(item, known[name], f"{path}.{name}".lstrip("."), found)
+    if len(found) > before:
+        return  # an event of another type is not looked into: trying each type at each level takes 4^levels times
+    for name, item in value.items():
+        if name in known or isinstance(other, dict):
+            _check(item, known.get(name, other), f"{path}.{name[:60]}".lstrip("."), found)
 
 
 def _wrong(value: Any, rules: dict[str, Any]) -> str:

@@ -362,6 +362,25 @@ def test_events_that_cost_too_much_are_not_priced(true_statement: dict[str, Any]
         assert time.process_time() and time.monotonic() - began < 10, (mechanism, sampling)
 
 
+@pytest.mark.parametrize("kind", ["self_composed", "repeat_and_select", "composed"])
+def test_nested_events_cost_no_more_than_they_are_long(
+    kind: str, true_statement: dict[str, Any], tmp_path: Path
+) -> None:
+    """Unsigned: the schema sees them before anyone is asked who said it. Each level once took four times the last."""
+    event: dict[str, Any] = {"type": "gaussian", "noise_multiplier": 1.0}
+    for _ in range(13 if kind == "composed" else 27):
+        event = {
+            "self_composed": {"type": kind, "count": 1, "event": event},
+            "repeat_and_select": {"type": kind, "event": event, "trials": {"name": "poisson", "mean": 2.0}},
+            "composed": {"type": kind, "events": [event]},
+        }[kind]
+    for last in ({}, {"extra": 1}):
+        changed = put(true_statement, ("mechanism", "beside"), [event | last])
+        began = time.process_time()
+        assert not verified(written(tmp_path, changed)).holds
+        assert time.process_time() - began < 1
+
+
 def test_a_bundle_of_special_files_is_not_read(tmp_path: Path) -> None:
     import os
 
