@@ -79,14 +79,14 @@ def grid(sweep: Sweep) -> dict[str, Any]:
     summary(told_before(grid_plan(plans, 0), "grid", len(plans), folder.path), sys.stderr)
     folder.check_free()
     ledger = stages.open_account(setup)
-    try:
-        # 2. The account admits all of them together.
-        rows = tuning.Rows(setup, ledger)
-        budget = begin_grid(plan_of, plans, rows, ledger)
 
-        # 3. Runs, one after another, each told as it ends.
+    # 2. The account admits all of them together; what an interrupted grid did not begin goes back.
+    rows = tuning.Rows(setup, ledger)
+    with begin_grid(plan_of, plans, rows, ledger) as budget:
+        # 3. Runs, one after another, each committed before it starts and told as it ends.
         done = []
         for number, combination in enumerate(combinations):
+            budget.intend(sum(plan.steps for plan in plans[: number + 1]))
             made = tuning.run_trial(plan_of, rows, folder, number, combination)
             done.append(made)
             text = " ".join(sweep.overrides(combination))
@@ -96,9 +96,6 @@ def grid(sweep: Sweep) -> dict[str, Any]:
 
         # 4. The best of them, with the price of all of them on its statement.
         return conclude_grid(plan_of, plans, rows, budget, done, best_of([made["score"] for made in done]))
-    finally:
-        if ledger is not None:
-            ledger.close()
 
 
 def main(arguments: list[str]) -> None:

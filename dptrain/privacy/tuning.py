@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,11 +71,16 @@ def fingerprint(settings: dict[str, Any], axes: Sequence[Sequence[str]], event: 
 
 
 def seal(path: Path, draws: Draws) -> None:
-    """Writes the draws, once, whole, and on disk when it returns."""
-    if path.exists():
-        raise ConfigError("search", path, "was drawn already", "a search is never drawn twice")
+    """Writes the draws, once, whole, and on disk when it returns; of two processes at once, one alone succeeds."""
     rest = {"entry": draws.entry, "rows": draws.rows, "candidates": [list(c) for c in draws.candidates]}
-    write_json(path, {"schema": SCHEMA, "fingerprint": draws.fingerprint, "run_id": draws.run_id, **rest})
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+    write_json(draft, {"schema": SCHEMA, "fingerprint": draws.fingerprint, "run_id": draws.run_id, **rest})
+    try:
+        os.link(draft, path)  # unlike a renaming, it never replaces what is there
+    except FileExistsError as error:
+        raise ConfigError("search", path, "was drawn already", "a search is never drawn twice") from error
+    finally:
+        draft.unlink()
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(handle)

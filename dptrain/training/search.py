@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,14 +49,26 @@ def begin(search: Search, rows: Rows, ledger: Ledger | None) -> tuple[Budget, Dr
         return _go_on(setup, unseal(path, name), rows, ledger, event)
     folder.check_free()
     budget = _reserve(setup, setup.plan, rows, ledger)
-    folder.create()
-    stages.describe(setup, rows.first, folder)
-    sizes = [len(axis.values) for axis in search.sweep.axes]
-    candidates = draw_candidates(setup.plan.mechanism.trials, sizes, Keystream())
-    draws = Draws(candidates, name, folder.run_id, budget.entry, rows.name)
-    seal(path, draws)
+    with _else_returned(budget, path):
+        folder.create()
+        stages.describe(setup, rows.first, folder)
+        sizes = [len(axis.values) for axis in search.sweep.axes]
+        candidates = draw_candidates(setup.plan.mechanism.trials, sizes, Keystream())
+        draws = Draws(candidates, name, folder.run_id, budget.entry, rows.name)
+        seal(path, draws)
     budget.intend(1)
     return budget, draws
+
+
+@contextmanager
+def _else_returned(budget: Budget, sealed: Path | None = None) -> Iterator[None]:
+    """Gives a reservation back where its folder cannot be made; what has sealed draws keeps it, and goes on."""
+    try:
+        yield
+    except BaseException:
+        if sealed is None or not sealed.is_file():
+            budget.settle()
+        raise
 
 
 def _go_on(setup: Setup, draws: Draws, rows: Rows, ledger: Ledger | None, event: Event) -> tuple[Budget, Draws]:
@@ -69,7 +83,11 @@ def _go_on(setup: Setup, draws: Draws, rows: Rows, ledger: Ledger | None, event:
 
 
 def begin_grid(search: Search, plans: Sequence[Plan], rows: Rows, ledger: Ledger | None) -> Budget:
-    """Reserves and commits all runs of a grid together, and makes the folder."""
+    """Reserves all runs of a grid together, and makes the folder.
+
+    Each run is committed before it starts (``Budget.intend`` of all steps up to its last); where runs differ in their
+    steps, the first commits the whole.
+    """
     setup, whole = search.setup, grid_plan(plans, 0)
     assert whole.mechanism is not None
     if setup.plan.noise == "secure":
@@ -77,9 +95,9 @@ def begin_grid(search: Search, plans: Sequence[Plan], rows: Rows, ledger: Ledger
         grid = grid_step(whole.mechanism.clipping_norm, whole.mechanism.sensitivity_slack, setup.num_parameters)
         build_noise(reach, Keystream(), setup.num_parameters, grid, torch.device("cpu"))
     budget = _reserve(setup, whole, rows, ledger)
-    setup.folder.create()
-    stages.describe(setup, rows.first, setup.folder)
-    budget.intend(steps_of(whole.mechanism.event())[0])
+    with _else_returned(budget):
+        setup.folder.create()
+        stages.describe(setup, rows.first, setup.folder)
     return budget
 
 
@@ -149,8 +167,8 @@ def _release(
     tuning.load_winner(setup, folder, number)
     stages.describe(setup, rows.of(setup), folder)
     trainer, recorder, tracker = stages.assemble(setup, rows.of(setup), folder, budget)
-    assert plan.epsilon is not None
-    spent = budget.standing(1) or (plan.epsilon, plan.epsilon)
+    assert plan.epsilon is not None and plan.mechanism is not None
+    spent = budget.standing(steps_of(plan.mechanism.event())[0]) or (plan.epsilon, plan.epsilon)
     for record in tuning.curve(folder, number):
         shown = record | {"epsilon": plan.epsilon, **budget_metrics(*spent)}
         for listener in [*recorder.listeners, stages.to(tracker)]:
