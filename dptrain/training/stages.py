@@ -313,7 +313,10 @@ def _write_result(
 
 def say(result: dict[str, Any], folder: RunFolder, statement: dict[str, Any]) -> None:
     """The six lines at the end of a training run; where it was counted, the third says where the account stands."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    values = {name: f"{name} {value:.4f}" for name, value in result["metrics"].items()}
+    public = [text for name, text in values.items() if name.startswith(("public_", "test_"))]
+    private = [text for name, text in values.items() if not name.startswith(("public_", "test_"))]
+    metrics = ", ".join(public) + (f"; from private rows: {', '.join(private)}" if private else "")
     guarantee, account = statement["guarantee"], statement["composition"]
     promise = "none claimed"
     if guarantee:

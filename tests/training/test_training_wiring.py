@@ -110,6 +110,14 @@ def test_the_tracker_is_told_of_ledger_and_statement_and_the_last_lines_of_the_a
     ledger.close()
 
 
+def test_what_was_counted_on_private_rows_is_not_said_to_be_of_the_public_split(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run([*RUN, "tracking=none", "evaluation.metrics=dp", "evaluation.every=3"]) == 0
+    public, private = capsys.readouterr().out.splitlines()[1].split("; from private rows: ")
+    assert "test_accuracy" in public and private.startswith("private_accuracy ")
+
+
 def test_a_rejected_claim_is_registered_nowhere_and_loses_no_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
