@@ -61,6 +61,9 @@ class TuningConfig:
     """random, with truncated_negative_binomial: its shape, in [0, 100]."""
     score: str | None = None
     """Metric on the public rows that decides; null: the first of task.metrics, or of the task's usual ones."""
+    label: str | None = None
+    """Name of the sweep in the ledger, at most 80 characters; what bears one name is one bar of the budget report.
+    null: the kind of sweep and the time of its launch, or its run."""
     public: bool = False
     """Declares that the sweep trains and is judged on public or synthetic rows only: it is free, and the statement
     says so. Refused where the data is private."""
@@ -74,6 +77,8 @@ class TuningConfig:
             ["geometric", "logarithmic", "poisson", "truncated_negative_binomial"],
         )
         number("tuning.mean_trials", self.mean_trials, low=1, high=10_000)
+        if self.label is not None and not 0 < len(self.label.strip()) <= 80:
+            raise ConfigError("tuning.label", self.label[:90], "must have 1 to 80 characters", "shorten it")
         number("tuning.eta", self.eta, low=0, high=100)
         if self.public and self.strategy is not None:
             raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from dptrain.compose import config_dir, register_schemas, spelled_for_hydra, typed
@@ -70,7 +71,11 @@ class Task:
         from dptrain.cli import recipe
 
         try:
-            return recipe(self.command).run(typed(config)).get("objective")
+            settings = typed(config)
+            if self.command == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
+                launched = Path(HydraConfig.get().sweep.dir).name  # its jobs share a name, and a bar of the report
+                settings.tuning.label = settings.tuning.label or f"sweep {launched}"[:80]
+            return recipe(self.command).run(settings).get("objective")
         except (DptrainError, OSError) as error:
             refusal = error  # a broken pipe stays one: ``| head`` had enough
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLOURS = {"final": BLUE, "trial": VERMILION, "evaluation": GREEN, "audit": PURPLE, "debug": GREY}
 MOST_BARS = 14
 """Bars beyond which the smallest are drawn as one."""
-NAME = 26
+NAME = 34
 INK, REST = "#1b2733", "#dde3e8"
 
 

@@ -59,7 +59,7 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
         )
         tone = ' class="here"' if row[0].endswith("*") else ""
         made.append(f"<tr{tone}>{cells}</tr>")
-    return f'<table class="wide"><thead><tr>{head}</tr></thead><tbody>{"".join(made)}</tbody></table>'
+    return f'<table class="wide runs"><thead><tr>{head}</tr></thead><tbody>{"".join(made)}</tbody></table>'
 
 
 def _header(shown: Comparison) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dptrain.report.brief import Brief
@@ -97,7 +98,8 @@ def _spend(run: Brief) -> str:
     if spend is None:
         return NOTHING
     of = f" of {epsilon_up(spend['limit_epsilon'])}" if spend["limit_epsilon"] is not None else ""
-    return f"{epsilon_up(spend['total'])}{of}"
+    total = spend["total"]
+    return f"{math.ceil(total * 1000) / 1000:.3f}{of}" if is_number(total) else NOTHING
 
 
 def _status(run: Brief) -> str:

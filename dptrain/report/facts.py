@@ -146,10 +146,24 @@ def promise(record: RunRecord) -> list[Row]:
         ("Neighbouring data", ADJACENCY.get(adjacency, adjacency).format(unit=unit)),
         ("Claim", CLAIM.get(claim, claim)),
     ]
+    rows += choice_of_settings(record)
     published = record.get("statement.scope.nonprivate_metrics") or []
     if published:
         rows.append(("Published outside the promise", ", ".join(str(name) for name in published)))
     return rows
+
+
+def choice_of_settings(record: RunRecord) -> list[Row]:
+    """What choosing the settings added to the promise; empty where nothing was declared."""
+    tuning = record.get("statement.tuning")
+    if not isinstance(tuning, dict):
+        return []
+    if tuning.get("public_only") is True:
+        return [("Choice of settings", "on public or synthetic rows only: free")]
+    law = tuning.get("trials_distribution")
+    kind = f"the best of a secret number of trials ({law})" if law else "the best of several runs, all charged"
+    before, after = epsilon_up(tuning.get("epsilon_before")), epsilon_up(tuning.get("epsilon_after"))
+    return [("Choice of settings", f"{kind}: ε = {before} for one trial alone, {after} with the choice")]
 
 
 def assumptions(record: RunRecord) -> list[Row]:
@@ -231,7 +245,8 @@ def attacks(record: RunRecord) -> list[Attack]:
             refused = entry.get("refused")
             text = f"not shown: {refused}" if refused else interval(entry, as_percent=True)
             found.append((rate(entry.get("fpr")), text))
-        table.append(Attack(str(attack.get("name", "?")), interval(attack.get("auc"), as_percent=False), found))
+        name = str(attack.get("name", "?")).replace("_", " ")
+        table.append(Attack(name, interval(attack.get("auc"), as_percent=False), found))
     return table
 
 

@@ -89,7 +89,7 @@ def _tradeoff(record: RunRecord) -> tuple[Figure, str] | None:
     if name is None or not record.private:
         return None
     lines = [m for m in record.metrics if is_number(m.get("epsilon")) and is_number(m.get(name))]
-    if len(lines) < 2:
+    if len({m["epsilon"] for m in lines}) < 2:  # of a search nothing is out, and nothing is spent, before all of it is
         return None
     figure = new_figure(3.7)
     axes = figure.subplots()
@@ -97,7 +97,8 @@ def _tradeoff(record: RunRecord) -> tuple[Figure, str] | None:
     axes.plot(lines[-1]["epsilon"], lines[-1][name], color=VERMILION, marker="o", markersize=8, linestyle="none")
     if name == "test_accuracy":
         final = f"{100 * lines[-1][name]:.1f} % at ε {epsilon_up(lines[-1]['epsilon'])}"
-        axes.text(0.98, 0.05, final, transform=axes.transAxes, ha="right", color=VERMILION)  # curves rise: it is free
+        backed = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # a flat curve may pass there
+        axes.text(0.98, 0.05, final, transform=axes.transAxes, ha="right", color=VERMILION, bbox=backed)
     _axis_of_score(axes, name)
     axes.set_xlabel("ε spent")
     axes.set_xlim(left=0)
@@ -122,7 +123,7 @@ def _roc(record: RunRecord) -> tuple[Figure, str] | None:
         axes.plot(grid, high, color=BLUE, linewidth=1.0, alpha=0.7)
     curve = tradeoff_of(record)
     if curve is not None:
-        best = [curve.found(rate) for rate in grid]
+        best = [curve.drawn(rate) for rate in grid]
         axes.plot(grid, best, color=BLUE, linewidth=1.6, label="allowed by the whole trade-off curve")
     axes.plot(grid, grid, color=GREY, linewidth=1.2, linestyle="--", label="guessing")
     for index, (name, fpr, tpr) in enumerate(curves):

@@ -18,4 +18,4 @@ def curve_of(attack: dict[str, Any]) -> tuple[list[float], list[float]]:
 
 def legend_name(name: str) -> str:
     """A name as a legend shows it: short, never read as a formula, never hidden."""
-    return printable(name)[:40].replace("$", r"\$").lstrip("_ ") or "attack"
+    return printable(name)[:40].replace("$", r"\$").replace("_", " ").strip() or "attack"

@@ -64,7 +64,11 @@ figure svg text { font-family: inherit !important; }
 figure.large svg { max-width: 760px; }
 table.wide { margin-top: 16px; }
 table.wide th, table.wide td { padding-right: 14px; }
-table.wide td:nth-child(2) { overflow-wrap: anywhere; min-width: 7em; }
+table.wide td:nth-child(2) { overflow-wrap: anywhere; min-width: 12em; }
+table.runs td { white-space: nowrap; }
+table.runs td:nth-child(2) { white-space: normal; min-width: 13em; }
+table.models td:first-child { overflow-wrap: anywhere; min-width: 12em; }
+table.models td:nth-child(2), table.models td:nth-child(5) { white-space: nowrap; min-width: 0; }
 .gauge { position: relative; display: flex; height: 34px; border-radius: 6px; background: var(--line);
   margin-top: 4px; }
 .gauge span { border-right: 1px solid var(--paper); }
@@ -96,6 +100,7 @@ footer { color: var(--soft); font-size: 14px; padding: 0 4px; }
   .attacks thead, .wide thead { display: none; }
   .attacks tr, .wide tr { border-bottom: 1px solid var(--line); padding: 8px 0; }
   .attacks td, .wide td, table.wide td { border: 0; padding: 2px 0; }
+  table.models tr td, table.runs td { white-space: normal; }
   td[data-label]::before { content: attr(data-label) ": "; color: var(--soft); font-weight: 400; }
   table.models tr { border-bottom: 0; padding: 8px 0 0; }
   .attacks td:first-child { font-weight: 650; }

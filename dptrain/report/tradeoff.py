@@ -46,6 +46,17 @@ class Tradeoff:
         """The least share of members missed at this rate of false alarms, on the safe side between points."""
         return max((b for a, b in zip(self.alphas, self.betas, strict=True) if a >= alpha), default=0.0)
 
+    def drawn(self, alpha: float) -> float:
+        """The most members found, as both figures draw it: straight lines between points."""
+        from bisect import bisect_left
+
+        right = bisect_left(self.alphas, alpha)
+        if right in (0, len(self.alphas)) or self.alphas[right] == alpha:
+            return self.found(alpha)
+        before, after = self.alphas[right - 1], self.alphas[right]
+        share = (alpha - before) / (after - before)
+        return 1.0 - (self.betas[right - 1] + share * (self.betas[right] - self.betas[right - 1]))
+
     def found(self, alpha: float) -> float:
         """The most members found at this rate of false alarms."""
         return 1.0 - self.missed(alpha)

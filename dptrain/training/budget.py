@@ -206,6 +206,7 @@ def reserve(
     digest: str | None,
     run_id: str,
     purpose: str,
+    label: str = "",
 ) -> Budget:
     """Finds the account that knows these rows and reserves the whole planned event.
 
@@ -214,6 +215,7 @@ def reserve(
         info: facts about the data; its name is the account's where the settings give none.
         plan: of the run; its own price is recorded for show.
         digest: names the rows, under the ledger's key.
+        label: name of the sweep that the run belongs to.
 
     Raises:
         BudgetRefused: the account cannot bear it; nothing was written (exit code 3).
@@ -231,5 +233,6 @@ def reserve(
         unit=unit,
         delta=plan.delta,
         epsilon=plan.epsilon,
+        label=label,
     )
     return Budget(ledger, reservation, event, config.ledger.lease_steps)

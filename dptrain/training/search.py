@@ -102,8 +102,10 @@ def begin_grid(search: Search, plans: Sequence[Plan], rows: Rows, ledger: Ledger
 
 
 def _reserve(setup: Setup, plan: Plan, rows: Rows, ledger: Ledger | None) -> Budget:
-    info, digest = setup.source.info, rows.first.digest
-    return reserve_plan(ledger, setup.config, info, plan, digest, setup.folder.run_id, setup.purpose)
+    info, digest, run_id = setup.source.info, rows.first.digest, setup.folder.run_id
+    named = run_id if run_id.startswith("search-") else f"{setup.config.tuning.strategy} {run_id}"
+    label = setup.config.tuning.label or named
+    return reserve_plan(ledger, setup.config, info, plan, digest, run_id, setup.purpose, label)
 
 
 def conclude_search(

@@ -103,8 +103,8 @@ def reserve(setup: Setup, loaded: Loaded, ledger: Ledger | None) -> Budget:
     Raises:
         BudgetRefused: the account cannot bear it; nothing was written.
     """
-    run_id, purpose = setup.folder.run_id, setup.purpose
-    return reserve_plan(ledger, setup.config, setup.source.info, setup.plan, loaded.digest, run_id, purpose)
+    run_id, purpose, label = setup.folder.run_id, setup.purpose, setup.config.tuning.label or ""
+    return reserve_plan(ledger, setup.config, setup.source.info, setup.plan, loaded.digest, run_id, purpose, label)
 
 
 def _mapped(setup: Setup, rows: Rows) -> Rows:
@@ -185,7 +185,8 @@ def _tracker(setup: Setup, folder: RunFolder, budget: Budget) -> Tracker:
     tracker = make_tracker(config.tracking)
     tags = {"dp.private": str(setup.plan.is_private).lower(), "dp.unit": setup.plan.unit}
     if setup.plan.is_private:
-        tags |= {"dp.adjacency": setup.plan.adjacency, "dp.accountant": "PLD", "dp.noise": setup.plan.noise}
+        tags |= {"dp.adjacency": setup.plan.adjacency, "dp.noise": setup.plan.noise}
+        tags["dp.accountant"] = "RDP" if setup.plan.mechanism and setup.plan.mechanism.trials else "PLD"
     if config.tracking.name != "none":
         tags |= {"dp.purpose": setup.purpose} | ledger_tags(budget.composition(setup.plan.epsilon))
     params = _flatten(OmegaConf.to_container(OmegaConf.structured(config)))

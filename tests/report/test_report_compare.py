@@ -169,7 +169,7 @@ def test_table_page_and_json_show_the_same_numbers(make_run: MakeRun) -> None:
     ]
     shown = json.loads(json.dumps(compared(*folders), allow_nan=False))
     page, text = render_comparison_page(shown), render_comparison(shown)
-    for said in ("1.235", "81.2", "4.5 of 8", "2.62 x", "31.4 s", "90.0", "1,170"):
+    for said in ("1.235", "81.2", "4.500 of 8", "2.62 x", "31.4 s", "90.0", "1,170"):
         assert said in page and said in text, said
     assert shown["runs"][0]["epsilon"] == 1.2344 and shown["runs"][0]["spend"]["total"] == 4.5
     assert "Counted in no account: run 2." in text

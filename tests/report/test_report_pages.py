@@ -11,6 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 from dptrain.errors import ConfigError
+from dptrain.report import facts
+from dptrain.report.plots import figures
+from dptrain.report.record import read_record
 from dptrain.report.write import report_text, write_figures, write_report
 from dptrain.run_folder import RunFolder, read_json, write_json, write_text
 
@@ -247,3 +250,20 @@ def test_figures_are_files_of_their_own(make_run: MakeRun) -> None:
     assert sorted(path.name for path in paths) == ["errors.svg", "progress.svg", "roc.svg", "tradeoff.svg"]
     for path in paths:
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_search_says_what_the_choice_cost_and_draws_no_score_against_a_constant_epsilon(make_run: MakeRun) -> None:
+    folder = make_run()
+    statement = json.loads(folder.statement.read_text())
+    law = {"strategy": "random", "trials_distribution": "geometric, mean 4", "public_only": False}
+    statement["tuning"] = law | {"epsilon_before": 1.0, "epsilon_after": 2.0}
+    folder.statement.write_text(json.dumps(statement))
+    lines = [json.loads(line) | {"epsilon": 2.0} for line in folder.metrics.read_text().splitlines()]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = read_record(folder, "public")
+    said = dict(facts.promise(record))["Choice of settings"]
+    assert (
+        said
+        == "the best of a secret number of trials (geometric, mean 4): ε = 1 for one trial alone, 2 with the choice"
+    )
+    assert "tradeoff" not in figures(record) and "progress" in figures(record)

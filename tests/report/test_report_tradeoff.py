@@ -59,6 +59,9 @@ def test_points_of_the_statement_come_first_and_are_never_read_in_its_favour(mak
     curve = tradeoff_of(read_record(folder, "public"))
     assert curve is not None and curve == Tradeoff([0.0, 0.1, 1.0], [1.0, 0.6, 0.0], "points")
     assert curve.missed(0.05) == 0.6 and curve.missed(0.1) == 0.6 and curve.missed(0.2) == 0.0
+    assert (
+        curve.drawn(0.05) == pytest.approx(0.2) and curve.drawn(0.1) == 0.4 and curve.drawn(0.55) == pytest.approx(0.7)
+    )
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,19 @@ def test_a_search_judged_by_noisy_looks_pays_for_them_in_every_trial(capsys: pyt
     assert verified("s")
 
 
+def test_jobs_of_one_sweep_share_a_name_in_the_ledger_and_a_bar_of_the_report() -> None:
+    from dptrain.report.budget_facts import bars
+    from dptrain.report.budget_read import read_budget
+
+    trial = [a for a in PRIVATE if not a.startswith("run.purpose")] + ["run.purpose=trial"]
+    assert run(["train", *trial, "tuning.strategy=composed", "optimizer.lr=0.1,1", "--multirun"]) == 0
+    assert run(["train", *trial, *RANDOM, "run.dir=s", "tuning.label=second try"]) == 0
+    assert run(["train", *trial, "run.dir=single"]) == 0
+    names = [bar["name"] for bar in bars(read_budget(None, "people", Path("runs"))[0])]
+    assert len(names) == 3 and names[0].startswith("sweep ") and names[0].endswith("(2 entries)")
+    assert names[1] == "second try" and not names[2].startswith("sweep")
+
+
 def test_a_composed_sweep_says_what_it_costs_before_it_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
