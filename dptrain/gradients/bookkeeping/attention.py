@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dptrain.gradients.bookkeeping.linear import linear_part
-from dptrain.gradients.bookkeeping.tape import Tape, lift
+from dptrain.gradients.bookkeeping.tape import Tape
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -54,7 +54,7 @@ def _attention(
         if lead != query.shape[:-3]:
             return NotImplemented
         masks = (masks[0].expand(*lead, *masks[0].shape[-3:]),)
-    return lift(tape, whole, query, key, value, *masks)
+    return tape.lift(whole, query, key, value, *masks)
 
 
 def multi_head_rule(tape: Tape, func: Any, args: Args, kwargs: Kwargs) -> Any:

@@ -18,22 +18,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-ROUNDING = 4 * 2.0**-24
-"""Relative float32 error granted to a Gram-matrix norm, of the square of the sum of |a_t| |g_t|; see ``gram_norm``."""
-UNDERFLOW = 2.0**-126
-"""Smallest normal float32: products below it may be lost."""
-UNSAFE = 25.0
-"""Cancellation, sum of |a_t| |g_t| over |sum of g_t a_t'|, from which a Gram norm is computed again in float64. Below,
-it was off by 1e-6 of itself at most (T = 8 to 1024; identical, balanced and few dominant tokens; 2e-6 at 100)."""
-LOUD = 100.0
-"""Cancellation from which a unit is added in float64 and apart: among the others its terms, far larger than C, would
-leave their rounding errors in the sum."""
+from dptrain.gradients.bookkeeping.norms import (
+    ROUNDING,
+    doubts,
+    loud_units,
+    outer_in_float64,
+    squared_norms,
+)
+
 CANCELLED = 0.01
 """Share of |P|^2 + |Q|^2 that |P + Q|^2 falls under where a table's two gradients cancel."""
 MOST_UNITS = 512
 """Units that are added up in float32; the sums of so many are added in float64."""
-SMALL = 1e-28
-"""Squared norms from here on cannot have lost anything that matters to underflow."""
+NARROW = 16
+"""Columns under which a matrix product is several times as quick with rows and columns in each other's place."""
 
 
 class Contribution(Protocol):
@@ -63,29 +61,6 @@ class Contribution(Protocol):
         ...
 
 
-def squared_norms(values: Tensor) -> Tensor:
-    """(U, *shape) float32 or float64 -> (U,) float64 squared norms.
-
-    Float32 squares are added in runs of at most 64, whose sums are then added in float64: relative error below
-    66 2^-24 < 4e-6 in the worst case, 2e-7 as found. Units whose squares may have fallen out of what float32 holds,
-    at either end, are taken again in float64.
-    """
-    flat = values.reshape(len(values), -1)
-    if flat.dtype == torch.float64:
-        return flat.square().sum(1)
-    whole = flat.shape[1] // 64 * 64
-    total = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
-    if whole:
-        runs = flat[:, :whole].unflatten(1, (-1, 64))
-        total += torch.linalg.vector_norm(runs, dim=2).double().square_().sum(1)
-    if whole < flat.shape[1]:
-        total += flat[:, whole:].double().square().sum(1)
-    lost = (total < SMALL) | ~total.isfinite()
-    if bool(lost.any()):
-        total[lost] = flat[lost].double().square().sum(1)
-    return total
-
-
 def in_runs(units: int, weighted_sum: Callable[[slice], Tensor]) -> Tensor:
     """The sum over all units, of runs of at most ``MOST_UNITS`` in float32 and of these in float64."""
     if units <= MOST_UNITS:
@@ -101,7 +76,7 @@ class PerUnit:
     """A unit's gradient, held as it is."""
 
     gradient: Tensor  # (U, *shape), own memory
-    turned: bool = False  # dimensions 1 and 2 of shape change places in the parameter's own
+    turned: tuple[int, int] | None = None  # dimensions of shape that change places in the parameter's own
     squared_norm: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +87,7 @@ class PerUnit:
         if not len(units):
             return
         for unit in units.tolist():
-            self.gradient[unit] = precise(unit).transpose(1, 2) if self.turned else precise(unit)
+            self.gradient[unit] = self._turn(precise(unit))
         self.squared_norm[units] = squared_norms(self.gradient[units])
 
     def silence(self, dead: Tensor) -> None:
@@ -121,11 +96,14 @@ class PerUnit:
     def weighted_sum(self, factor: Tensor) -> Tensor:
         flat, factor = self.gradient.reshape(len(factor), -1), factor.to(self.gradient.dtype)
         total = in_runs(len(flat), lambda run: torch.mv(flat[run].t(), factor[run]))
-        total = total.view(self.gradient.shape[1:])
-        return total.transpose(1, 2).contiguous() if self.turned else total
+        return self._turn(total.view(self.gradient.shape[1:])).contiguous()
 
     def per_unit(self) -> Tensor:
-        return self.gradient.transpose(2, 3) if self.turned else self.gradient
+        return self._turn(self.gradient, 1)
+
+    def _turn(self, values: Tensor, first: int = 0) -> Tensor:
+        """Between ``gradient``'s order and the parameter's; ``first`` is where shape begins."""
+        return values if self.turned is None else values.transpose(*(first + dim for dim in self.turned))
 
     @property
     def nbytes(self) -> int:
@@ -164,7 +142,10 @@ class Outer:
         else:
             g = g * scale.to(g.dtype)
         a, g = a.reshape(-1, a.shape[2]), g.reshape(-1, g.shape[2])
-        return a.t() @ g if self.transposed else g.t() @ a
+        rows, columns = (a, g) if self.transposed else (g, a)
+        if columns.shape[1] < min(NARROW, rows.shape[1]):
+            return (columns.t() @ rows).t().contiguous()
+        return rows.t() @ columns
 
     def per_unit(self) -> Tensor:
         out = outer_per_unit(self.a, self.g, self.transposed)
@@ -294,75 +275,14 @@ def outer_per_unit(a: Tensor, g: Tensor, transposed: bool = False) -> Tensor:
     return torch.bmm(a.transpose(1, 2), g) if transposed else torch.bmm(g.transpose(1, 2), a)
 
 
-def outer_in_float64(a: Tensor, g: Tensor) -> Tensor:
-    """(T, d), (T, p) of one unit -> (p, d) float64."""
-    return g.double().t() @ a.double()
-
-
-def gram_norm(
-    a: Tensor, g: Tensor, blocks: int = 1, held: dict[int, Tensor] | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """|sum over t of g_t a_t'|^2 of every unit: sum over t, t' of (a_t . a_t') (g_t . g_t').
-
-    Args:
-        a: (U, T, d).
-        g: (U, T, p).
-        blocks: into how many runs of t the symmetric sum is cut; only blocks on and above the diagonal are computed.
-        held: Gram matrices of ``a`` by block, reused where present and left there where not.
-
-    Returns:
-        (U,) float64, and the numbers of loud units (see ``LOUD``), None without any. On a CPU, units whose terms
-        cancel so much that float32 could miss are computed again in float64, and nothing is added, so that the norm
-        does not depend on the way in which it was computed. On a GPU, where asking for such units would stop the
-        device, norms are raised by what rounding can hide (``allowance``), and no unit is loud: a raised norm keeps
-        the sum of |a_t| |g_t| under 2,048 norms.
-    """
-    length = a.shape[1]
-    if length == 1:
-        return squared_norms(a) * squared_norms(g), None
-    held = {} if held is None else held
-    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
-    size_a: list[Tensor] = []
-    size_g: list[Tensor] = []
-    step = -(-length // blocks)
-    for start in range(0, length, step):
-        stop = min(start + step, length)
-        if start not in held:
-            held[start] = torch.bmm(a[:, start:stop], a[:, start:].transpose(1, 2))
-        gram_a, gram_g = held[start], torch.bmm(g[:, start:stop], g[:, start:].transpose(1, 2))
-        size_a.append(gram_a.diagonal(dim1=1, dim2=2))
-        size_g.append(gram_g.diagonal(dim1=1, dim2=2))
-        size_a[-1], size_g[-1] = size_a[-1].double().sqrt(), size_g[-1].double().sqrt()
-        columns = gram_g.mul_(gram_a).sum(1).double()
-        total += columns[:, : stop - start].sum(1) + 2.0 * columns[:, stop - start :].sum(1)
-    total.clamp_(min=0.0)
-    norms_a, norms_g = torch.cat(size_a, 1), torch.cat(size_g, 1)
-    rounding, hidden = _doubts(norms_a, norms_g, a.shape[2], g.shape[2])
-    if a.is_cuda:
-        return total + rounding + hidden, None
-    size = (norms_a * norms_g).sum(1)
-    unsafe = (
-        _cancels(size, total, max(UNSAFE, 2.0 * length**0.5))
-        | (hidden > (1e-7 * total).clamp(min=1e-24))
-        | ~total.isfinite()
-    )
-    if not bool(unsafe.any()):
-        return total, None
-    whole_a, whole_g = a, g
-    a, g = a[unsafe].double(), g[unsafe].double()
-    total[unsafe] = (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2)).clamp(min=0.0)
-    loud = loud_units(size, total, length)
-    for unit in loud.tolist():  # in squares, float64 too would miss what is left of the largest cancellation
-        total[unit] = outer_in_float64(whole_a[unit], whole_g[unit]).square().sum()
-    return total, loud if len(loud) else None
-
-
 def kept_outer(a: Tensor, g: Tensor, transposed: bool) -> PerUnit:
     """The same gradients held as they are, with the norms that ``gram_norm`` gives."""
-    unit = PerUnit(outer_per_unit(a, g, transposed))
+    rows, columns = (a.shape[2], g.shape[2]) if transposed else (g.shape[2], a.shape[2])
+    narrow = columns < min(NARROW, rows)
+    unit = PerUnit(outer_per_unit(a, g, transposed != narrow), (0, 1) if narrow else None)
     norms_a, norms_g = (torch.linalg.vector_norm(value, dim=2).double() for value in (a, g))
     if a.is_cuda:
-        rounding, hidden = _doubts(norms_a, norms_g, a.shape[2], g.shape[2])
+        rounding, hidden = doubts(norms_a, norms_g, a.shape[2], g.shape[2])
         unit.squared_norm += rounding + hidden
         return unit
 
@@ -372,24 +292,6 @@ def kept_outer(a: Tensor, g: Tensor, transposed: bool) -> PerUnit:
 
     unit.replace(loud_units((norms_a * norms_g).sum(1), unit.squared_norm, a.shape[1]), precise)
     return unit
-
-
-def loud_units(size: Tensor, squared_norm: Tensor, terms: int) -> Tensor:
-    """Numbers of the units whose sum of |terms|, (U,), is far above the norm of the sum of their terms.
-
-    Of T independent terms it is sqrt(T) norms, and no more than twice that in the models looked at.
-    """
-    return torch.nonzero(_cancels(size, squared_norm, max(LOUD, 4.0 * terms**0.5))).flatten()
-
-
-def _cancels(size: Tensor, squared_norm: Tensor, most: float) -> Tensor:
-    return size.square() > most**2 * squared_norm
-
-
-def _doubts(norms_a: Tensor, norms_g: Tensor, d: int, p: int) -> tuple[Tensor, Tensor]:
-    """What rounding and underflow can take from squared norms, from (U, T) float64 |a_t| and |g_t|."""
-    rounding = ROUNDING * (norms_a * norms_g).sum(1).square()
-    return rounding, UNDERFLOW * (p * norms_a.sum(1).square() + d * norms_g.sum(1).square())
 
 
 def _like(dead: Tensor, values: Tensor) -> Tensor:

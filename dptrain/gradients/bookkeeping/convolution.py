@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dptrain.gradients.bookkeeping.choice import Way
-from dptrain.gradients.bookkeeping.contribution import Contribution, PerUnit, in_runs, loud_units, squared_norms
+from dptrain.gradients.bookkeeping.contribution import Contribution, PerUnit, in_runs
+from dptrain.gradients.bookkeeping.norms import loud_units, squared_norms
 from dptrain.gradients.bookkeeping.seen import RowGradients, Tokens, wide
-from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter, lift
+from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter
 
 aten = torch.ops.aten
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -88,7 +89,7 @@ def _convolution(
             out = _Convolution.apply(images, kernel, offset, anchor, record)
         return out.unflatten(0, rows.shape[:2])
 
-    return lift(tape, whole, x)
+    return tape.lift(whole, x)
 
 
 def _explicit_padding(x: Tensor, padding: str, kernel: Any, dilation: tuple[int, ...]) -> tuple[Tensor, int]:
@@ -174,7 +175,7 @@ class Convolved:
             "grouped, again": lambda: self.again(self.grouped),
         }
         if self.x.dim() == 5 and self.shape.groups == 1:
-            ways["bands"] = lambda: self.kept(self.banded, turned=True)
+            ways["bands"] = lambda: self.kept(self.banded, turned=(1, 2))
             ways["bands, again"] = lambda: self.again(self.banded)
             outputs, places = self.g.shape[2], math.prod(self.g.shape[3:])
             patch = math.prod(self.kernel.shape[1:])
@@ -256,7 +257,7 @@ class Convolved:
         seen = self.tokens()
         return torch.bmm(seen.g.transpose(1, 2), seen.a).view(len(self.x), *self.kernel.shape)
 
-    def kept(self, gradients: Callable[[], Tensor], turned: bool = False) -> PerUnit:
+    def kept(self, gradients: Callable[[], Tensor], turned: tuple[int, int] | None = None) -> PerUnit:
         """Held as it is."""
         unit = PerUnit(gradients(), turned)
         unit.replace(self.loud(unit.squared_norm), self.in_float64)

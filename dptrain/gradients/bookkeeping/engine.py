@@ -79,7 +79,7 @@ class BookkeepingEngine:
         moving = trainable(self._module)
         groups = Groups(batch.unit, batch.weight)
         tape = Tape(moving, groups, self.chooser, RULES)
-        losses = self._backward(tape, batch)
+        losses = self._backward(tape, moving, batch)
         with torch.no_grad():
             return self._weighted_sums(tape, moving, losses)
 
@@ -97,7 +97,7 @@ class BookkeepingEngine:
         parts = [sums[name] if name in sums else torch.zeros_like(p) for name, p in moving.items()]
         return parts, UnitStats(tape.groups.to_slots(norms), losses)
 
-    def _backward(self, tape: Tape, batch: PhysicalBatch) -> Tensor:
+    def _backward(self, tape: Tape, moving: dict[str, nn.Parameter], batch: PhysicalBatch) -> Tensor:
         """Fills the tape; returns the rows' losses (R,) float32."""
         anchor = torch.zeros(len(batch.weight), device=batch.weight.device, requires_grad=True)
         buffers = {name: b.clone() for name, b in self._module.named_buffers()}
@@ -117,21 +117,13 @@ class BookkeepingEngine:
             self._writes_inputs = inputs._version != version
             if weighted.requires_grad and tape.groups.num_units:
                 live = torch.where(batch.weight > 0, weighted, 0.0).sum()
-                self._walk(live, anchor)
+                _walk(live, anchor, moving)
         except RuntimeError as error:
             refusal = refusal_of(error, batch.inputs, self._autocast)
             if refusal is None:
                 raise
             raise refusal from error
         return losses.float()
-
-    def _walk(self, live: Tensor, anchor: Tensor) -> None:
-        """The backward pass, which fills the tape; no parameter itself may lie on its way."""
-        moving = trainable(self._module)
-        direct = torch.autograd.grad(live, [anchor, *moving.values()], allow_unused=True)[1:]
-        for name, gradient in zip(moving, direct, strict=True):
-            if gradient is not None:
-                raise unseen_use(name)
 
     def _clip(self, contributions: dict[str, Contribution], groups: Groups, size: int) -> tuple[Tensor, Tensor]:
         """(U,) float64 norms, and (U,) clip factors; units that are not finite are silenced."""
@@ -150,6 +142,14 @@ class BookkeepingEngine:
                 contribution.silence(~alive)
         factor = torch.where(alive & groups.live, factor * fade, 0.0)
         return torch.where(alive, norms, float("inf")), factor
+
+
+def _walk(live: Tensor, anchor: Tensor, moving: dict[str, nn.Parameter]) -> None:
+    """The backward pass, which fills the tape; no parameter itself may lie on its way."""
+    direct = torch.autograd.grad(live, [anchor, *moving.values()], allow_unused=True)[1:]
+    for name, gradient in zip(moving, direct, strict=True):
+        if gradient is not None:
+            raise unseen_use(name)
 
 
 @engines.register("bookkeeping")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dptrain.gradients.bookkeeping.seen import RowGradients, Tokens, wide
-from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter, lift
+from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -52,9 +52,9 @@ def _linear(tape: Tape, x: Tensor, weight: Any, bias: Any, turned: bool = False)
     record = LinearRecord(tape, tape.open(matrix), tape.open(bias), turned)
     if record.weight is None and record.bias is None:
         value = value.t() if turned else value
-        return lift(tape, lambda anchor, rows: F.linear(rows, value, offset), x)
-    return lift(
-        tape, lambda anchor, rows: _Linear.apply(rows, value.t() if turned else value, offset, anchor, record), x
+        return tape.lift(lambda anchor, rows: F.linear(rows, value, offset), x)
+    return tape.lift(
+        lambda anchor, rows: _Linear.apply(rows, value.t() if turned else value, offset, anchor, record), x
     )
 
 
@@ -66,7 +66,7 @@ def linear_part(tape: Tape, x: Tensor, weight: nn.Parameter, bias: nn.Parameter 
     def whole(anchor: Tensor, rows: Tensor) -> Tensor:
         return _Linear.apply(rows, value[part], None if offset is None else offset[part], anchor, record)
 
-    return lift(tape, whole, x)
+    return tape.lift(whole, x)
 
 
 @dataclass(frozen=True)

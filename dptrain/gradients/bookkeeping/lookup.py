@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dptrain.errors import ConfigError
 from dptrain.gradients.bookkeeping.seen import Lookups, wide
-from dptrain.gradients.bookkeeping.tape import Tape, is_parameter, lift
+from dptrain.gradients.bookkeeping.tape import Tape, is_parameter
 
 
 def embedding_rule(tape: Tape, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -40,7 +40,7 @@ def _embedding(
         return NotImplemented
     table = weight.detach()
     if name is None:
-        return lift(tape, lambda anchor, ids: F.embedding(ids, table), input)
+        return tape.lift(lambda anchor, ids: F.embedding(ids, table), input)
     tape.open(weight)
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(table)
@@ -51,7 +51,7 @@ def _embedding(
         found = groups.gather(wide(g).reshape(len(g), length, -1)).flatten(1, 2)
         tape.enter(name, Lookups(rows, found, len(table), padding_idx))
 
-    return lift(tape, lambda anchor, ids: _Lookup.apply(ids, table, anchor, record), input)
+    return tape.lift(lambda anchor, ids: _Lookup.apply(ids, table, anchor, record), input)
 
 
 class _Lookup(torch.autograd.Function):

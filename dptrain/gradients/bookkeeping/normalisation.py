@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dptrain.gradients.bookkeeping.seen import RowGradients, wide
-from dptrain.gradients.bookkeeping.tape import Tape, is_parameter, lift
+from dptrain.gradients.bookkeeping.tape import Tape, is_parameter
 
 ROW_BY_ROW = 4096
 """Values of a row from which, on a CPU, torch's own kernel called row by row beats one pass over all rows."""
@@ -35,9 +35,7 @@ def _layer_norm(
     record = _recorder(tape, weight, bias)
     scale, shift = _values(weight, bias)
     shape = [int(size) for size in normalized_shape]
-    return lift(
-        tape, lambda anchor, rows: _LayerNorm.apply(wide(rows), shape, scale, shift, eps, anchor, record), input
-    )
+    return tape.lift(lambda anchor, rows: _LayerNorm.apply(wide(rows), shape, scale, shift, eps, anchor, record), input)
 
 
 def group_norm_rule(tape: Tape, func: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -52,8 +50,8 @@ def _group_norm(
         return NotImplemented
     record = _recorder(tape, weight, bias)
     scale, shift = _values(weight, bias)
-    return lift(
-        tape, lambda anchor, rows: _GroupNorm.apply(wide(rows), num_groups, scale, shift, eps, anchor, record), input
+    return tape.lift(
+        lambda anchor, rows: _GroupNorm.apply(wide(rows), num_groups, scale, shift, eps, anchor, record), input
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dptrain.errors import ConfigError
 from dptrain.gradients.bookkeeping.cells import CELLS, Cell, Kept
 from dptrain.gradients.bookkeeping.linear import LinearRecord
-from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter, lift
+from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -112,7 +112,7 @@ class _Layer:
             out = _Unrolled.apply(*flat, *weights, anchor, self)
             return out.unflatten(0, rows[0].shape[:2])
 
-        out = lift(self.tape, whole, x, h, c)  # (M, T + 1, H): states, and the last c
+        out = self.tape.lift(whole, x, h, c)  # (M, T + 1, H): states, and the last c
         return out[:, :-1], out[:, -1]
 
     def enter(self, x: Tensor, h: Tensor, of_zi: Tensor, of_zh: Tensor) -> None:

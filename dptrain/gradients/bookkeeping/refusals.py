@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dptrain.errors import ConfigError
+from dptrain.gradients.bookkeeping.lifted import NESTED
 from dptrain.gradients.protocol import RowLoss
 from dptrain.gradients.refusal import vmap_refusal
 
@@ -72,11 +73,11 @@ def refusal_of(error: RuntimeError, inputs: Tensor, autocast: torch.dtype | None
             "the model keeps values between its forward and its backward pass, as gradient checkpointing does",
             "turn checkpointing off and lower execution.physical_batch_size, or set clipping.engine=loop",
         )
-    if "either the backward or vjp method" in text:
+    if NESTED in text or "either the backward or vjp method" in text:
         return ConfigError(
             "clipping.engine",
             "bookkeeping",
-            "the model takes gradients of its own layers in its forward pass",
+            "the model calls vmap or takes gradients of its own layers in its forward pass",
             "set clipping.engine=loop",
         )
     return vmap_refusal(error, "bookkeeping", autocast)

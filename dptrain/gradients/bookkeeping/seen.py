@@ -24,10 +24,10 @@ from dptrain.gradients.bookkeeping.contribution import (
     PerUnit,
     Table,
     Tied,
-    gram_norm,
     kept_outer,
 )
 from dptrain.gradients.bookkeeping.groups import Groups
+from dptrain.gradients.bookkeeping.norms import gram_norm
 
 if TYPE_CHECKING:
     from dptrain.gradients.bookkeeping.tape import Tape

@@ -10,7 +10,7 @@ never seen by autograd itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,10 +20,8 @@ from torch.overrides import TorchFunctionMode
 from dptrain.gradients.bookkeeping.choice import Chooser
 from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.groups import Groups
+from dptrain.gradients.bookkeeping.lifted import Whole, lifted
 from dptrain.gradients.bookkeeping.seen import RowGradients, Seen, combine
-
-Whole = Callable[..., Tensor]
-"""(anchor, *tensors (R, ...)) -> (R, ...): an operation on all rows at once."""
 
 Rule = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]
 """(tape, function, args, kwargs) -> result, or NotImplemented where the rule does not cover this call."""
@@ -138,7 +136,11 @@ class Tape(TorchFunctionMode):
         def record(gradient: Tensor) -> None:
             self.enter(name, RowGradients(gradient))
 
-        return lift(self, lambda anchor: _CopyARow.apply(parameter, anchor, record))
+        return self.lift(lambda anchor: _CopyARow.apply(parameter, anchor, record))
+
+    def lift(self, whole: Whole, *tensors: Tensor) -> Tensor:
+        """Runs ``whole`` once on all rows, from inside a row's pass; ``tensors`` are values of one row."""
+        return lifted(self.anchor, whole, *tensors)
 
     def open(self, value: Any) -> str | None:
         """Notes a use of a tracked parameter and gives its name; None for anything else."""
@@ -185,42 +187,6 @@ class _CopyARow(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
         ctx.record(grads[0])
         return None, None, None
-
-
-def lift(tape: Tape, whole: Whole, *tensors: Tensor) -> Tensor:
-    """Runs ``whole`` once on all rows, from inside a row's pass.
-
-    Args:
-        whole: (anchor (R,), *tensors (R, ...)) -> (R, ...).
-        tensors: values of one row, as seen inside vmap; what all rows share is repeated for every row.
-    """
-    assert tape.anchor is not None
-    return _Lifted.apply(whole, tape.anchor, *tensors)
-
-
-class _Lifted(torch.autograd.Function):
-    @staticmethod
-    def forward(whole: Whole, anchor: Tensor, *tensors: Tensor) -> Tensor:
-        raise RuntimeError("a lifted operation was called outside vmap")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        return None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Tensor, int]:
-        whole: Whole = args[0]
-        anchor: Tensor = args[1]
-        tensors: tuple[Tensor, ...] = args[2:]
-        if in_dims[1] is None:
-            raise NotImplementedError("the model calls vmap itself around a trainable parameter")
-        rows = []
-        for tensor, dim in zip(tensors, in_dims[2:], strict=True):
-            if dim is None:
-                rows.append(tensor.expand(info.batch_size, *tensor.shape))
-            else:
-                rows.append(tensor.movedim(dim, 0))
-        return whole(anchor, *rows), 0
 
 
 def _name_of_function(func: Any) -> str:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dptrain.data.batches import PhysicalBatch
 from dptrain.errors import ConfigError
+from dptrain.gradients.bookkeeping import lifted
 from dptrain.gradients.bookkeeping.choice import Chooser
 from dptrain.gradients.bookkeeping.contribution import PerUnit
 
@@ -149,6 +150,17 @@ def test_a_parameter_that_meets_itself() -> None:
 def test_gradients_taken_inside_the_model_are_refused() -> None:
     module = Applied(lambda m, x: torch.func.grad(lambda z: m.inner(z).square().sum())(x), inner=nn.Linear(6, 3))
     refused(module, batch_of(TOKENS), "takes gradients of its own layers in its forward pass; set clipping.engine=loop")
+    module = Applied(lambda m, x: torch.func.vmap(m.inner)(x), inner=nn.Linear(6, 3))
+    refused(module, batch_of(TOKENS), "calls vmap or .* set clipping.engine=loop")
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_operations_on_all_rows_do_the_same_either_way(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifted, "DIRECT", direct)
+    module = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Flatten(), nn.Linear(20, 3))
+    agree(module, batch_of(TOKENS))
+    nested = Applied(lambda m, x: torch.func.vmap(m.inner)(x), inner=nn.Linear(6, 3))
+    refused(nested, batch_of(TOKENS), "set clipping.engine=loop")
 
 
 def _no_memory() -> PerUnit:

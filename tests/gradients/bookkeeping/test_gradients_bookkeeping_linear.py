@@ -32,10 +32,17 @@ def test_linear_with_any_leading_dimensions(
 
 @pytest.mark.parametrize("way", ["gram1", "gram2", "gram4", "kept"])
 @pytest.mark.parametrize("layout", ["one row", "unequal"])
-def test_every_way_to_a_linear_norm(way: str, layout: str) -> None:
+@pytest.mark.parametrize("narrow", [24, 5])
+def test_every_way_to_a_linear_norm(way: str, layout: str, narrow: int) -> None:
     torch.manual_seed(0)
-    tokens = 64 if way == "gram2" else 128 if way == "gram4" else 5
-    module = nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 24))
+    tokens = 64 if way == "gram2" else 128 if way == "gram4" else 6
+    module = Applied(
+        lambda m, x: m.out(torch.tanh(m.up(m.down(x)) @ m.turned)),
+        down=nn.Linear(24, narrow),
+        up=nn.Linear(narrow, 24, bias=False),
+        turned=nn.Parameter(torch.randn(24, narrow) / 5),
+        out=nn.Linear(narrow, 24),
+    )
     engine = agree(module, batch_of(torch.randn(6, tokens, 24), layout), prepare=by_way(way))
     assert not engine.chooser.timings
 
