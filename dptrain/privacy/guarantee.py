@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from dptrain.privacy import accounting, tradeoff
+from dptrain.privacy.accounting import Event
 from dptrain.privacy.terms import Terms
 from dptrain.privacy.tradeoff import Profile
 
@@ -27,13 +28,38 @@ CURVE_OF = {
 }
 
 
-def interval_for(epsilon: float) -> float:
-    """Discretisation at which an epsilon of this size is stated; the same rule as ``accounting.epsilons``."""
-    return accounting.FINE if epsilon >= 0.2 else max(epsilon * 1e-3, 1e-7)
+def interval_for(event: Event, epsilon: float, delta: float) -> float | None:
+    """Discretisation at which an epsilon of this size is stated for this event; the rule of ``accounting.epsilons``.
+
+    None for a choice among trials, whose price has no discretisation.
+
+    Args:
+        event: priced whole.
+        epsilon: what it was priced at; a small one has a finer grid.
+        delta: at which; matters where several kinds of steps are composed.
+    """
+    if accounting.has_selection(event):
+        return None
+    groups = kinds_of_steps(event)
+    if len(groups) > 1:
+        from dptrain.privacy.composition import _interval
+
+        return _interval(groups, delta)
+    return accounting.FINE if epsilon >= 0.2 else min(accounting.FINE, max(epsilon * 1e-3, 1e-7))
+
+
+def kinds_of_steps(event: Event) -> dict[tuple[float, float], int]:
+    """(sampling rate, noise multiplier) -> how many such steps, of an event without a selection."""
+    found: dict[tuple[float, float], int] = {}
+    for step, count in accounting.parts(event):
+        if count:
+            kind = accounting._sampled_gaussian(step)
+            found[kind] = found.get(kind, 0) + count
+    return found
 
 
 def guarantee_block(
-    terms: Terms, *, epsilon: float, planned: float, epsilon_at: list[dict[str, float]], interval: float
+    terms: Terms, *, epsilon: float, planned: float, epsilon_at: list[dict[str, float]], interval: float | None
 ) -> dict[str, Any]:
     """The block.
 
@@ -46,7 +72,7 @@ def guarantee_block(
         epsilon: what is claimed at ``terms.delta``.
         planned: epsilon of the plan at ``terms.delta``.
         epsilon_at: the plan at several deltas; empty where the claim is not the plan's.
-        interval: discretisation of the privacy loss.
+        interval: discretisation of the privacy loss; None for Renyi DP alone.
     """
     profile = Profile(terms.mechanism.event(), terms.adjacency, interval)
     pairs = [*tradeoff.readings(profile, planned), (planned, terms.delta)]

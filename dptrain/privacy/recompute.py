@@ -1,37 +1,44 @@
 """A statement's numbers, computed anew from its public fields alone.
 
-Epsilon is priced at another discretisation of the privacy loss than it was stated with (twice as coarse, hence no
-lower; where the claim lies more than ``CLOSE`` below that, half as coarse decides), and by Renyi DP as an upper bound.
+Epsilon is priced at the discretisation of the privacy loss that it was stated with, which is itself a bound and which
+no claim may lie below; at a coarser one, which no claim may lie above; and by Renyi DP, an upper bound by other code.
 Every other field of the blocks that follow from the terms is derived again and compared leaf by leaf.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
 from dptrain.privacy.accounting import Event
-from dptrain.privacy.guarantee import guarantee_block, interval_for
+from dptrain.privacy.guarantee import guarantee_block, interval_for, kinds_of_steps
 from dptrain.privacy.plan import NOISE_RESERVE
 from dptrain.privacy.statement import derived_blocks
 from dptrain.privacy.statement_words import CLASS_OF
 from dptrain.privacy.stopping import epsilon_when_stopped
 from dptrain.privacy.terms import Terms, terms_of_statement
 from dptrain.privacy.tradeoff import Profile
+from dptrain.privacy.tuning import PUBLIC
 from dptrain.privacy.verdict import MISMATCH, OK, UNKNOWN, Verdict
 
 CLOSE = 0.002
-"""Relative difference of epsilons that two discretisations may show."""
-LOOSE = 0.01
-"""The same for what is read off the curve: relative to the smaller of a probability and its complement."""
+"""How much above what is recomputed an epsilon may be stated, relative to it."""
+BELOW = 1e-4
+"""How much below: rounding of two grids that differ a little, and no more, for what passes is believed."""
+COARSER = 4.0
+"""How much wider the cells of the other discretisation are."""
+LOOSE = 0.002
+"""What is read off the curve: how far from what is recomputed, relative to the smaller of p and 1 - p."""
 SMALLEST_NOISE = 0.15
 LARGEST_STEPS = 100_000_000
+LARGEST_EPSILON = 2000.0
+"""At delta 1e-15, by Renyi DP."""
 MOST_CELLS = 4e6
 """Of a composed loss, where a cell is a number in a Fourier transform."""
-MOST_STEP_CELLS = 3e5
+MOST_STEP_CELLS = 5e5
 """Of the losses of single steps together, where a cell is a call of the loss function."""
 MOST_GROUPS = 8
 MOST_DELTAS = 8
@@ -118,46 +125,78 @@ def _steps(event: Event) -> Iterator[float]:
         yield from _steps(inner)
 
 
-def other_interval(terms: Terms, epsilon: float, factor: float = 2.0) -> float:
-    """A discretisation other than the one an epsilon of this size is stated with, kept to ``MOST_CELLS`` cells."""
-    widths = sum(2.0 * (10.0 / sigma + 0.5 / sigma**2) for sigma in _steps(terms.mechanism.event()))
-    renyi = Profile(terms.mechanism.event(), terms.adjacency, None).renyi_epsilon(1e-15)
-    if not math.isfinite(renyi):
-        raise ConfigError("event", "", "has no finite price", "it promises nothing")
-    return max(factor * interval_for(epsilon), widths / MOST_STEP_CELLS, 2.0 * renyi / MOST_CELLS)
+def _grid(terms: Terms, event: Event, wanted: float) -> float:
+    """The discretisation that is wanted, made coarser where it would take more cells than are computed here.
+
+    Raises:
+        ConfigError: the event costs so much that it promises nothing.
+    """
+    renyi = Profile(event, terms.adjacency, None).renyi_epsilon(1e-15)
+    if not renyi < LARGEST_EPSILON:  # past 9,000 a step even that is no bound (privacy_filter.LARGEST)
+        raise ConfigError("event", "", f"costs more than epsilon {LARGEST_EPSILON:g}", "it promises nothing")
+    widths = sum(_width(rate, sigma) for rate, sigma in kinds_of_steps(event))
+    grid = max(wanted, widths / MOST_STEP_CELLS, 2.0 * renyi / MOST_CELLS)
+    return grid * (1.0 + 1e-12)  # at FINE itself the accountant chooses for itself, without bounds
 
 
-def _price(terms: Terms, delta: float, interval: float) -> float:
-    return accounting.epsilon(terms.mechanism.event(), delta, terms.adjacency, interval)
+def _width(rate: float, sigma: float) -> float:
+    """Privacy losses of a step from end to end, both ways: ten deviations of the noise are looked at."""
+    if rate == 1.0:
+        return 20.0 / sigma
+    largest = 10.0 / sigma + 0.5 / sigma**2
+    return 2.0 * (math.log1p(rate * math.expm1(largest)) - math.log1p(-rate))
 
 
-def _low(terms: Terms, claimed: float, delta: float, coarse: float) -> float:
-    """What a claim must not lie below: the coarse price, or the finer one where the claim lies clearly below that."""
-    if claimed >= coarse * (1.0 - CLOSE):
-        return claimed
-    return _price(terms, delta, other_interval(terms, claimed, 0.5)) * (1.0 - 1e-4)
+def _prices(terms: Terms, event: Event, deltas: Sequence[float], wider: float = 1.0) -> list[float]:
+    """Epsilons as ``accounting.epsilons`` states them, on cells ``wider`` times as wide, within the bounds above."""
+    starts = [interval_for(event, math.inf, delta) for delta in deltas]
+    if None in starts:
+        return accounting.epsilons(event, deltas, terms.adjacency)
+    grids = [_grid(terms, event, wider * start) for start in starts if start is not None]
+    pairs = zip(deltas, grids, strict=True)
+    values = [accounting.epsilon(event, delta, terms.adjacency, grid) for delta, grid in pairs]
+    if max(values) >= 0.2 or len(kinds_of_steps(event)) > 1:
+        return values
+    finer = _grid(terms, event, wider * max(max(values) * 1e-3, 1e-7))
+    again = accounting.epsilons(event, deltas, terms.adjacency, finer)
+    return [min(pair) for pair in zip(values, again, strict=True)]
 
 
 def _check_epsilon(guarantee: dict[str, Any], terms: Terms, verdict: Verdict) -> None:
-    stated = guarantee["epsilon_planned"]
-    interval = other_interval(terms, stated)
-    coarse = _price(terms, terms.priced_delta, interval)
-    claimed, expected = guarantee["epsilon"], stated
-    if terms.stopped:
-        at = (terms.mechanism, terms.steps_done, terms.priced_delta, terms.adjacency, stated)
-        expected = epsilon_when_stopped(*at, interval=other_interval(terms, claimed))
-    found = f"claimed {claimed:.6g} at delta {terms.delta:g}; recomputed {coarse:.6g} (discretisation {interval:.1g})"
-    if stated < _low(terms, stated, terms.priced_delta, coarse):
+    stated, claimed = guarantee["epsilon_planned"], guarantee["epsilon"]
+    event, delta = terms.mechanism.event(), terms.priced_delta
+    other = _prices(terms, event, [delta], COARSER)[0]
+    expected = _when_stopped(terms, stated) if terms.stopped else stated
+    price = _prices(terms, event, [delta])[0]
+    selects = accounting.has_selection(event)
+    how = "Renyi DP, as any selection is" if selects else f"{other:.6g} on cells {COARSER:g} times as wide"
+    found = f"claimed {claimed:.6g} at delta {terms.delta:g}; recomputed {price:.6g} ({how})"
+    low, high = (1.0 - BELOW, 1.0 + CLOSE) if terms.stopped else (1.0, 1.0)
+    if stated < price * (1.0 - BELOW):
         verdict.add("epsilon", MISMATCH, f"{found}: too low for the mechanism that is named")
-    elif stated > coarse * (1.0 + CLOSE) + 1e-9:
+    elif stated > price * (1.0 + CLOSE) + 1e-9 or stated > other * (1.0 + BELOW) + 1e-9:
         verdict.add("epsilon", MISMATCH, f"{found}: not that of the mechanism that is named")
-    elif not math.isclose(claimed, expected, rel_tol=CLOSE if terms.stopped else 0.0, abs_tol=0.0):
+    elif not expected * low <= claimed <= expected * high:
         verdict.add("epsilon", MISMATCH, f"claimed {claimed:.6g}; the rules for '{terms.claim}' give {expected:.6g}")
     else:
         verdict.add("epsilon", OK, found + (f", stopped early: {expected:.6g}" if terms.stopped else ""))
-    upper = accounting.rdp_epsilon(terms.mechanism.event(), terms.priced_delta, terms.adjacency)
-    status = OK if max(stated, claimed, coarse / (1.0 + CLOSE)) <= upper * (1.0 + 1e-9) + 1e-9 else MISMATCH
+    if selects:
+        verdict.add("upper bound", UNKNOWN, "none by other code: Renyi DP is the only price known of a selection")
+        return
+    upper = accounting.rdp_epsilon(event, delta, terms.adjacency)
+    status = OK if max(stated, claimed) <= upper * (1.0 + BELOW) + 1e-9 else MISMATCH
     verdict.add("upper bound", status, f"{upper:.6g} by Renyi DP, other code than the privacy loss distribution's")
+
+
+def _when_stopped(terms: Terms, stated: float) -> float:
+    """What the ladder gives (``stopping.epsilon_when_stopped``), priced within the bounds above."""
+
+    def priced(event: Event, delta: float) -> float:
+        return _prices(terms, event, [delta])[0]
+
+    return epsilon_when_stopped(
+        terms.mechanism, terms.steps_done, terms.priced_delta, terms.adjacency, stated, priced=priced
+    )
 
 
 def _check_deltas(guarantee: dict[str, Any], terms: Terms, verdict: Verdict) -> None:
@@ -169,13 +208,11 @@ def _check_deltas(guarantee: dict[str, Any], terms: Terms, verdict: Verdict) -> 
     if len(listed) > MOST_DELTAS:
         verdict.add("deltas", MISMATCH, f"more than {MOST_DELTAS} deltas are not recomputed")
         return
-    largest = max((row["epsilon"] for row in listed), default=0.0)
-    interval = other_interval(terms, largest)
-    for row in listed:
-        share = row["delta"] * (1.0 - NOISE_RESERVE)
-        coarse = _price(terms, share, interval)
-        if not _low(terms, row["epsilon"], share, coarse) <= row["epsilon"] <= coarse * (1.0 + CLOSE) + 1e-9:
-            said = f"claimed {row['epsilon']:.6g} at delta {row['delta']:g}; recomputed {coarse:.6g}"
+    shares = [row["delta"] * (1.0 - NOISE_RESERVE) for row in listed]
+    prices = _prices(terms, terms.mechanism.event(), shares) if shares else []
+    for row, price in zip(listed, prices, strict=True):
+        if not price * (1.0 - BELOW) <= row["epsilon"] <= price * (1.0 + CLOSE) + 1e-9:
+            said = f"claimed {row['epsilon']:.6g} at delta {row['delta']:g}; recomputed {price:.6g}"
             verdict.add("deltas", MISMATCH, said)
             return
     if not any(row["delta"] == terms.delta for row in listed):
@@ -186,12 +223,14 @@ def _check_deltas(guarantee: dict[str, Any], terms: Terms, verdict: Verdict) -> 
 
 def _check_derived(statement: dict[str, Any], terms: Terms, verdict: Verdict) -> None:
     guarantee = statement["guarantee"]
+    event, planned = terms.mechanism.event(), guarantee["epsilon_planned"]
+    stated = interval_for(event, planned, terms.priced_delta)
     block = guarantee_block(
         terms,
         epsilon=guarantee["epsilon"],
-        planned=guarantee["epsilon_planned"],
+        planned=planned,
         epsilon_at=guarantee["epsilon_at"],
-        interval=other_interval(terms, guarantee["epsilon_planned"]),
+        interval=None if stated is None else _grid(terms, event, stated),
     )
     expected = derived_blocks(terms, block)
     found = {name: statement[name] for name in expected}
@@ -243,18 +282,21 @@ def _check_tuning(statement: dict[str, Any], terms: Terms, verdict: Verdict) -> 
         detail = "nothing was declared; whether settings were tried out on private rows is the user's word"
         verdict.add("tuning", UNKNOWN if terms.mechanism.trials is None else MISMATCH, detail)
         return
+    trials = terms.mechanism.trials
+    law = None if trials is None else trials.describe
     wrong = ""
     if tuning["public_only"]:
-        if terms.mechanism.trials is not None:
-            wrong = "said to be on public data only, and trials are charged"
+        wrong = "" if tuning == PUBLIC and trials is None else "said to be on public data only, and is charged"
+    elif (tuning["strategy"], tuning["trials_distribution"]) != ("grid" if trials is None else "random", law):
+        wrong = "strategy and law of trials are not those of the mechanism"
     elif tuning["epsilon_after"] != statement["guarantee"]["epsilon_planned"]:
         wrong = "epsilon_after is not the epsilon that is claimed"
-    elif tuning["epsilon_before"] is not None:
+    else:
         alone = accounting.self_composed(terms.mechanism.steps, terms.mechanism.step_event())
-        interval = other_interval(terms, tuning["epsilon_before"])
-        price = accounting.epsilon(alone, terms.priced_delta, terms.adjacency, interval)
-        if not math.isclose(price, tuning["epsilon_before"], rel_tol=LOOSE):
-            wrong = f"epsilon_before is {tuning['epsilon_before']:.6g}; one run alone costs {price:.6g}"
+        before = tuning["epsilon_before"] or 0.0
+        price = _prices(terms, alone, [terms.priced_delta])[0]
+        if not price * (1.0 - BELOW) <= before <= price * (1.0 + CLOSE):
+            wrong = f"epsilon_before is {before:.6g}; one run alone costs {price:.6g}"
     verdict.add("tuning", MISMATCH if wrong else OK, wrong or "its price is that of the mechanism named")
 
 

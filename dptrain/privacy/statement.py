@@ -99,12 +99,12 @@ def internal_statement(statement: dict[str, Any], internal: dict[str, Any]) -> d
 def promise_blocks(terms: Terms, guarantee: dict[str, Any], facts: RunFacts) -> dict[str, Any]:
     """The blocks that a promise consists of."""
     derived = derived_blocks(terms, guarantee)
-    return derived | {"tuning": facts.tuning, "accounting": accounting.method() | derived["accounting"]}
+    return derived | {"tuning": facts.tuning, "accounting": derived["accounting"] | _library()}
 
 
 def derived_blocks(terms: Terms, guarantee: dict[str, Any]) -> dict[str, Any]:
     """Every block that follows from the terms alone: verification derives them anew and compares each leaf."""
-    mechanism = terms.mechanism
+    mechanism, selects = terms.mechanism, terms.mechanism.trials is not None
     return {
         "sentence": words.sentence(terms, guarantee["epsilon"]),
         "unit": {
@@ -150,9 +150,10 @@ def derived_blocks(terms: Terms, guarantee: dict[str, Any]) -> dict[str, Any]:
         },
         "guarantee": guarantee,
         "accounting": {
-            "interval": interval_for(guarantee["epsilon_planned"]),
+            "method": "RDP" if selects else "PLD",
+            "interval": interval_for(mechanism.event(), guarantee["epsilon_planned"], terms.priced_delta),
             "rounding": "pessimistic",
-            "check": "RDP, an upper bound",
+            "check": words.CHECK[selects],
             "delta_for_noise": terms.delta * NOISE_RESERVE,
             "assumptions": words.assumptions(terms),
         },
@@ -173,7 +174,7 @@ def no_promise(plan: Plan, facts: RunFacts, why: str) -> dict[str, Any]:
             "enforced_by": words.enforced_by(plan.unit, plan.max_rows_per_unit),
         },
         "adjacency": None,
-        "scope": {"covered": [], "uncovered": ["everything"], "nonprivate_metrics": facts.nonprivate_metrics},
+        "scope": {"covered": [], "uncovered": words.NOTHING, "nonprivate_metrics": facts.nonprivate_metrics},
         "threat": None,
         "mechanism": None,
         "sampling": {"steps_planned": plan.steps, "steps_done": facts.steps_done},
@@ -189,7 +190,13 @@ def _guarantee(plan: Plan, terms: Terms) -> dict[str, Any]:
     planned, claimed = plan.epsilon, plan.epsilon_after(terms.steps_done)
     assert planned is not None and claimed is not None
     listed = [] if terms.stopped else plan.epsilon_at()
-    return guarantee_block(terms, epsilon=claimed, planned=planned, epsilon_at=listed, interval=interval_for(planned))
+    interval = interval_for(terms.mechanism.event(), planned, terms.priced_delta)
+    return guarantee_block(terms, epsilon=claimed, planned=planned, epsilon_at=listed, interval=interval)
+
+
+def _library() -> dict[str, str]:
+    """Whose code computed the numbers; which rule it applied follows from the terms."""
+    return {key: value for key, value in accounting.method().items() if key != "method"}
 
 
 def _records(plan: Plan, facts: RunFacts) -> dict[str, Any]:

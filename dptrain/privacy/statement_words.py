@@ -39,6 +39,11 @@ CLASS_OF = {
     "loop": "exact",
 }
 """Float class of the engines that come with dptrain, where noise is secure; with fast noise it is ``floating``."""
+CHECK = {
+    False: "RDP, an upper bound",
+    True: "none: RDP is the only price known of a choice among trials",
+}
+"""By whether a choice among trials is priced: what epsilon is held against."""
 UNHEARD = "nothing is known of it here"
 MEASURED = "tests/gradients/, docs/results/engine_exactness.md"
 COUPLING = 7e-8
@@ -56,6 +61,7 @@ NO_PRIVACY = {
     "none": "This model promises no privacy: it was trained without privacy.",
     "test_key": "This model promises no privacy: draws and noise came from a test key.",
 }
+NOTHING = ["everything"]
 NOTHING_COVERED = ["everything: no differential privacy is claimed"]
 
 

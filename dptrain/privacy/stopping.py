@@ -13,16 +13,20 @@ let J be the rung at which the run stops. For neighbouring data with output laws
 {J = j} and the truncated transcript are a function of the first T_j releases, a composition of fixed, non-adaptive
 parameters that is (epsilon_j, delta/20)-DP. The planned epsilon at delta holds as well, for the whole procedure
 whatever its stopping rule, since a truncated transcript is post-processing of the full one. Both are true of the
-run; the smaller is the one stated. (Whoever reads "the stated number as a function of when the run stopped" as one
-ex-post guarantee of its own must add the two failure probabilities: its delta is at most twice the stated one.)
+run; the smaller is the one stated. Of a choice among trials only the planned epsilon holds: which trial is chosen may
+rest on steps that others took after this one had stopped. (Whoever reads "the stated number as a function of when the
+run stopped" as one ex-post guarantee of its own must add the two failure probabilities: its delta is at most twice the
+stated one.)
 Sources: Ligett et al. 2017 (ex-post privacy, definition 2.3); Rogers et al. 2016 (odometers).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from dptrain.privacy import accounting
+from dptrain.privacy.accounting import Event
 from dptrain.privacy.mechanism import DPSGD
 
 RUNGS = 20
@@ -45,15 +49,20 @@ def epsilon_when_stopped(
     delta: float,
     adjacency: str,
     planned: float,
-    interval: float = accounting.FINE,
+    priced: Callable[[Event, float], float] | None = None,
 ) -> float:
-    """Epsilon that a run may claim after ``steps_done`` of its planned steps; see the module's guarantee."""
-    if steps_done == 0:
-        return 0.0
-    if steps_done >= mechanism.steps:
+    """Epsilon that a run may claim after ``steps_done`` of its planned steps; see the module's guarantee.
+
+    Args:
+        planned: epsilon of the whole plan at ``delta``.
+        priced: epsilon of an event at a delta; None for ``accounting.epsilon``.
+    """
+    if steps_done >= mechanism.steps or mechanism.trials is not None:
         return planned
+    if steps_done == 0 and not mechanism.beside:
+        return 0.0
     steps = rung(steps_done, mechanism.steps)
     if delta / RUNGS < accounting.smallest_delta(steps):
         return planned
-    event = mechanism.event(steps)
-    return min(planned, accounting.epsilon(event, delta / RUNGS, adjacency, interval))
+    event, share = mechanism.event(steps), delta / RUNGS
+    return min(planned, priced(event, share) if priced else accounting.epsilon(event, share, adjacency))

@@ -146,7 +146,8 @@ def missed(pairs: Pairs, alpha: float) -> float:
     """
     best = 0.0
     for epsilon, delta in pairs:
-        best = max(best, 1.0 - delta - math.exp(epsilon) * alpha, math.exp(-epsilon) * (1.0 - delta - alpha))
+        accused = math.exp(min(epsilon + math.log(alpha), 1.0)) if alpha > 0.0 else 0.0  # past 1 all members are
+        best = max(best, 1.0 - delta - accused, math.exp(-epsilon) * (1.0 - delta - alpha))
     return best
 
 

@@ -166,10 +166,13 @@ def _check_files(statement: dict[str, Any], folder: Path | None, given: Path, ve
 def _check_no_promise(statement: dict[str, Any], verdict: Verdict) -> None:
     """A statement that promises nothing must say so, and nothing else."""
     silent = ("adjacency", "mechanism", "randomness", "accounting", "threat", "tuning")
-    said = statement["sentence"] in words.NO_PRIVACY.values()
-    limits = {"claim": statement["sentence"], "not_covered": words.NOTHING_COVERED}
-    held = said and not statement["private"] and all(statement[name] is None for name in silent)
-    if held and statement["limits"] == limits:
+    said = statement["sentence"] in words.NO_PRIVACY.values() and not statement["private"]
+    unit, scope = statement["unit"], statement["scope"]
+    held = said and all(statement[name] is None for name in silent)
+    held = held and statement["limits"] == {"claim": statement["sentence"], "not_covered": words.NOTHING_COVERED}
+    held = held and unit["enforced_by"] == words.enforced_by(unit["kind"], unit["max_rows"])
+    held = held and (scope["covered"], scope["uncovered"]) == ([], words.NOTHING)
+    if held and set(statement["sampling"]) == {"steps_planned", "steps_done"}:
         verdict.add("epsilon", OK, "none is claimed")
     else:
         verdict.add("epsilon", MISMATCH, "there is no guarantee, and it does not say that it promises nothing")

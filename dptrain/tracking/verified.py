@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ClaimRejected
-from dptrain.run_folder import read_json
 
 
 def verified_statement(bundle: Path) -> dict[str, Any]:
@@ -23,4 +22,5 @@ def verified_statement(bundle: Path) -> dict[str, Any]:
     if not (verdict.holds and bound):
         why = verdict.problems[0] if verdict.problems else "the statement is not bound to the files beside it"
         raise ClaimRejected("checkpoint", bundle, why, "only a bundle whose statement verifies is registered")
-    return read_json(bundle / "statement.json")
+    assert verdict.statement is not None  # it holds; the very text that was checked, not read again
+    return verdict.statement
