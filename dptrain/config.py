@@ -50,7 +50,7 @@ class PrivacyConfig:
     adjacency: str = "zero_out"
     """``zero_out`` (number of units is public) or ``add_remove`` (it is not; declare data.public_size)."""
     noise: str = "secure"
-    """``secure`` (AES keystream, exact rounded Gaussian on an integer grid) or ``fast`` (torch's generator)."""
+    """``secure`` (AES keystream, exact rounded Gaussian on an integer grid) or ``fast`` (floating point)."""
     sensitivity_slack: float = 1e-3
     """Sensitivity is priced as clipping_norm * (1 + slack); rounding and arithmetic live in the slack. [1e-6, 0.1]."""
     allow_large_delta: bool = False
