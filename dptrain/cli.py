@@ -25,6 +25,7 @@ COMMANDS = {
     "audit": "membership-inference check of a finished run",
     "report": "one page of a finished run, or of a budget account (dataset=NAME)",
     "budget": "the budget account of a data set: show, create, limit, freeze, forecast, export, verify",
+    "data": "the quarantine of data sets: quarantine, release, show",
     "compare": "runs side by side: epsilon, spend, accuracy, cost, and a plot",
     "verify": "check what a checkpoint promises: numbers, signature, files, ledger head",
     "register": "a verified bundle as a version of a registered MLflow model",

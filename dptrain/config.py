@@ -14,6 +14,7 @@ from typing import Any
 
 from dptrain.config_budget import BudgetConfig, LedgerConfig
 from dptrain.config_compare import CompareConfig, RegisterConfig
+from dptrain.config_gate import GateConfig, QuarantineConfig
 from dptrain.config_tuning import EvaluationConfig, ReleaseConfig, TuningConfig
 from dptrain.config_verify import VerifyConfig
 from dptrain.errors import ConfigError
@@ -303,6 +304,7 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     imports: list[str] = field(default_factory=list)
     """The user's own Python files or modules, whose functions register themselves."""
     allow_nonprivate_metrics: list[str] = field(default_factory=list)
@@ -387,5 +389,6 @@ ROOTS: dict[str, type] = {
     "compare": CompareConfig,
     "register": RegisterConfig,
     "verify": VerifyConfig,
+    "data": QuarantineConfig,
 }
 """Command -> root dataclass."""
