@@ -56,19 +56,16 @@ class NamedRows:
         Raises:
             ConfigError: digests were made with a secret of the user's own room that is not there any more.
         """
-        found = self.known()
+        found = self._counted()
         own = {key for key in keys if key.startswith("home:")}
-        if own:
-            secret = own_secret()
-            if own != {own_key(secret)}:
+        if own or (GIVEN in keys and _file().exists()):
+            secret = own_secret(make=False)
+            if own - {own_key(secret)}:
                 remedy = "restore it from a copy; until then nothing is trained"
                 raise ConfigError("quarantine", _file(), "is not the secret that digests were made with", remedy)
-        if own or GIVEN in keys:
-            found |= self.all()
-        elif any(self.ledger is not None and key == ledger_key(self.ledger) for key in keys):
-            found |= self._counted()
-        others = {key for key in keys if key.startswith("ledger:")} - set(found.values())
-        return found | (self._in_own_ledger(others) if others or GIVEN in keys else {})
+            found[manifest_digest(self.rows, secret)] = own_key(secret)
+        others = {key for key in keys if key == GIVEN or key.startswith("ledger:")} - set(found.values())
+        return found | self._in_own_ledger(others) if others else found
 
     def _counted(self) -> dict[str, str]:
         if self.ledger is None or self.digest is not None:
@@ -84,9 +81,8 @@ class NamedRows:
         ledger = open_ledger(None, create=False)
         try:
             key = ledger_key(ledger)
-            if keys and key not in keys:
-                return {}
-            return {manifest_digest(self.rows, ledger.secret): key}
+            wanted = key in keys or GIVEN in keys
+            return {manifest_digest(self.rows, ledger.secret): key} if wanted else {}
         finally:
             ledger.close()
 
@@ -101,20 +97,23 @@ def own_key(secret: bytes) -> str:
     return f"home:{hashlib.sha256(b'dptrain.quarantine ' + secret).hexdigest()[:32]}"
 
 
-def own_secret() -> bytes:
-    """The secret (32 bytes) of ``quarantine.secret`` in the user's own room, made on first use (mode 0600).
+def own_secret(make: bool = True) -> bytes:
+    """The secret (32 bytes) of ``quarantine.secret`` in the user's own room (mode 0600).
+
+    Args:
+        make: whether one is made where there is none.
 
     Raises:
-        ConfigError: it cannot be made or read, is readable by others, or has another length.
+        ConfigError: it is not there, cannot be made or read, is readable by others, or has another length.
     """
     file = _file()
     try:
-        if not file.exists():
+        if make and not file.exists():
             _make(file)
         found, loose = file.read_bytes(), file.stat().st_mode & 0o077
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ConfigError("quarantine", file, f"cannot be used ({reason})", "mend its permissions") from error
+        raise ConfigError("quarantine", file, f"cannot be used ({reason})", "restore it, or mend its rights") from error
     if loose:
         raise ConfigError("quarantine", file, "can be read by others", f"chmod 600 {file}")
     if len(found) != SALT_BYTES:

@@ -217,6 +217,14 @@ def test_encoded_rows_are_not_taken_for_cells() -> None:
         check_rows(GateConfig(max_null_share=0.1), {"age": AGE}, INFO, Splits(good_rows(), good_rows()))
 
 
+def test_the_shipped_groups_are_the_schema_s_defaults_in_three_modes() -> None:
+    from dptrain.compose import compose
+
+    for mode in ("observe", "enforce", "off"):
+        assert compose("train", [f"gate={mode}"]).gate == GateConfig(mode=mode)
+    assert compose("train").gate == GateConfig() == GateConfig(mode="observe")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
