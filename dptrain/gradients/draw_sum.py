@@ -37,10 +37,12 @@ class DrawSum:
     Args:
         parameters: what is trained, in the order of the flat vector.
         on_grid: whether sums are in grid steps.
+        compiled: whether the last pass over them may be numba's, which must be installed; the same numbers.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], on_grid: bool) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], on_grid: bool, compiled: bool = False) -> None:
         self._parameters = parameters
+        self._compiled = compiled and parameters[0].device.type == "cpu"
         self._on_grid = on_grid
         self._sizes = [p.numel() for p in parameters]
         self._parts: list[Tensor] | None = None
@@ -87,7 +89,7 @@ class DrawSum:
         for parameter, source in zip(self._parameters, sources, strict=True):
             wide = source.dtype == torch.float64 and parameter.dtype != torch.float64
             grad = torch.empty_like(parameter, memory_format=torch.contiguous_format) if wide else source
-            _release(source.reshape(-1), grad.view(-1), blocks, scale, self._on_grid)
+            _release(source.reshape(-1), grad.view(-1), blocks, scale, self._on_grid, self._compiled)
             parameter.grad = grad.view(parameter.shape)
         self.clear()
 
@@ -115,7 +117,9 @@ class _Blocks:
         return piece
 
 
-def _release(source: Tensor, grad: Tensor, blocks: _Blocks | None, scale: float, on_grid: bool) -> None:
+def _release(
+    source: Tensor, grad: Tensor, blocks: _Blocks | None, scale: float, on_grid: bool, compiled: bool = False
+) -> None:
     """grad = (source + noise) scale, a piece of noise at a time, so that all stays in cache; may be in place."""
     if blocks is None:
         grad.copy_(source.round() if on_grid else source).mul_(scale)
@@ -124,7 +128,11 @@ def _release(source: Tensor, grad: Tensor, blocks: _Blocks | None, scale: float,
     while done < len(source):
         noise = blocks.next(len(source) - done).to(source.device)
         stop = done + len(noise)
-        if on_grid:  # whole numbers beyond 2^24 need float64
+        if on_grid and compiled and noise.dtype == torch.float64 and grad.dtype == torch.float32:
+            from dptrain.gradients.compiled import released
+
+            released(source[done:stop], noise, scale, grad[done:stop])
+        elif on_grid:  # whole numbers beyond 2^24 need float64
             grad[done:stop] = source[done:stop].to(torch.float64, copy=True).round_().add_(noise).mul_(scale)
         elif grad.dtype == source.dtype:
             torch.add(source[done:stop], noise, out=grad[done:stop]).mul_(scale)

@@ -14,23 +14,13 @@ units in the last place, where the proof in docs/noise.md allows 16.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
+
+from dptrain.compiling import loop
 
 BLOCK = 1024
 """Pairs a block: its arrays take at most 100 KB."""
-
-
-def _loop(function: Callable[..., Any]) -> Any:
-    # A product and a sum may become one operation, which rounds once where the proof counts two.
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # there is no folder to keep compiled code in
-        return numba.njit(function, **options)
 
 
 f32, i32 = np.float32, np.int32
@@ -40,7 +30,7 @@ _S1, _S2, _S3, _S4 = f32(-1 / 6), f32(1 / 120), f32(-1 / 5040), f32(1 / 362880)
 _C1, _C2, _C3, _C4 = f32(-1 / 2), f32(1 / 24), f32(-1 / 720), f32(1 / 40320)
 
 
-@_loop
+@loop
 def _split32(high, low, exponent, mantissa, uniform):
     bits = uniform.view(np.int32)
     for j in range(len(high)):
@@ -52,7 +42,7 @@ def _split32(high, low, exponent, mantissa, uniform):
         exponent[j] = f32(moved >> i32(23))
 
 
-@_loop
+@loop
 def _length32(exponent, mantissa, high, scale, length):
     for j in range(len(length)):
         m = mantissa[j]
@@ -62,7 +52,7 @@ def _length32(exponent, mantissa, high, scale, length):
         length[j] = np.sqrt(abs(f32(2) * log)) * scale * f32(i32(1) | (high[j] >> i32(31)))
 
 
-@_loop
+@loop
 def _turn32(length, angle, cosines, sines):
     for j in range(len(length)):
         p = f32(angle[j]) * f32(0.5 * math.pi * 2.0**-32)
@@ -73,7 +63,7 @@ def _turn32(length, angle, cosines, sines):
         sines[j] = f32(2) * s * c * length[j]
 
 
-@_loop
+@loop
 def _normals(words, scale, out):
     half = len(out) // 2
     uniform, exponent, length = np.empty(BLOCK, f32), np.empty(BLOCK, f32), np.empty(BLOCK, f32)
@@ -104,7 +94,7 @@ _WHOLE = np.int64(0x4330000000000000)  # the bits of 2^52: a whole number below 
 _LN2_HIGH, _LN2_LOW = 0.6931471805598903, 5.497923018708371e-14  # 42 bits, whose products here are exact; the rest
 
 
-@_loop
+@loop
 def _whole(words, mask, out):
     """64-bit words, or what a mask leaves of their high halves, as float64, rounded once."""
     halves = words.view(np.int32)
@@ -113,7 +103,7 @@ def _whole(words, mask, out):
         out[j] = np.float64(halves[2 * j + 1] & mask) * 2.0**32 + low
 
 
-@_loop
+@loop
 def _split64(uniform, exponent, mantissa):
     bits = uniform.view(np.int64)
     for j in range(len(uniform)):
@@ -122,7 +112,7 @@ def _split64(uniform, exponent, mantissa):
         exponent[j] = np.int64(np.uint64(moved) >> np.uint64(52)) | _WHOLE
 
 
-@_loop
+@loop
 def _length64(exponent, mantissa, sign, scale, length):
     bits = sign.view(np.int32)
     for j in range(len(length)):
@@ -137,7 +127,7 @@ def _length64(exponent, mantissa, sign, scale, length):
         length[j] = np.sqrt(abs(2.0 * log)) * scale * np.float64(i32(1) | (bits[2 * j + 1] >> i32(31)))
 
 
-@_loop
+@loop
 def _turn64(length, angle, cosines, sines):
     for j in range(len(length)):
         p = angle[j] * (0.5 * math.pi * 2.0**-64)
@@ -153,7 +143,7 @@ def _turn64(length, angle, cosines, sines):
         sines[j] = 2.0 * s * c * length[j]
 
 
-@_loop
+@loop
 def _round(values, threshold, out, gap):
     doubtful = 0
     for j in range(len(out)):
@@ -164,7 +154,7 @@ def _round(values, threshold, out, gap):
     return doubtful
 
 
-@_loop
+@loop
 def _outside(uniform, low, high):
     doubtful = 0
     for j in range(len(uniform)):
@@ -172,7 +162,7 @@ def _outside(uniform, low, high):
     return doubtful
 
 
-@_loop
+@loop
 def _rounded(words, scale, out, gap, values, threshold, cut):
     half = len(out) // 2
     uniform, exponent, length, angle = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)

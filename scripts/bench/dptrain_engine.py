@@ -18,7 +18,7 @@ from dptrain.noise.secure import SecureNoise
 from dptrain.privacy.grid import grid_step
 from dptrain.privacy.plan import Plan, compile_plan
 from dptrain.registry import engines
-from dptrain.training.assemble import build_noise
+from dptrain.training.assemble import build_noise, worth_compiling
 from dptrain.training.loop import Trainer
 
 from .contenders import Settings
@@ -99,6 +99,7 @@ class DptrainEngine:
             batches=lambda draw: iter([self._batch]),
             engine=self.engine,
             noise=self._noise(settings, plan),
+            compiled=worth_compiling(self._count * plan.steps),
             grid=grid,
             optimizer=optimizer,
             schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),

@@ -98,6 +98,10 @@ class Chooser:
             best, nbytes = min(best, time.perf_counter() - start), contribution.nbytes
         return Timed(best, nbytes)
 
+    def afresh(self) -> Chooser:
+        """One that has counted nothing of a pass that came to nothing."""
+        return self if self.settled else Chooser(self.memory_limit, self.repeats)
+
     def settle(self) -> None:
         """Called after a first pass over a whole model: makes the picks fit the limit."""
         if self.settled:

@@ -20,6 +20,8 @@ from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter
 
 aten = torch.ops.aten
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+KEPT = ("loop", "grouped", "bands", "unfolded")
+"""Ways that hold gradients as they are."""
 BAND = 1 << 18
 """Values of bands made at once: 1 MiB in float32."""
 MOST_COLUMNS = 1 << 26
@@ -164,25 +166,34 @@ class Convolved:
     shape: Shape
 
     def resolve(self, tape: Tape) -> Contribution:
-        key = ("convolved", tuple(self.x.shape[1:]), tuple(self.kernel.shape), self.shape)
-        return tape.chooser.take((*key, self.x.dtype, str(self.x.device)), self._ways(tape))
+        return tape.chooser.take(self._key, self._ways(tape))
+
+    def kept(self, tape: Tape) -> PerUnit:
+        ways = {name: way for name, way in self._ways(tape).items() if name in KEPT}
+        found = tape.chooser.take((*self._key, "kept"), ways)
+        return found if isinstance(found, PerUnit) else PerUnit(found.per_unit())
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        kind = (tuple(self.x.shape[1:]), tuple(self.kernel.shape), self.shape)
+        return "convolved", *kind, self.x.dtype, str(self.x.device)
 
     def _ways(self, tape: Tape) -> dict[str, Way]:
         ways: dict[str, Way] = {
-            "loop": lambda: self.kept(self.looped),
-            "grouped": lambda: self.kept(self.grouped),
+            "loop": lambda: self.held(self.looped),
+            "grouped": lambda: self.held(self.grouped),
             "loop, again": lambda: self.again(self.looped),
             "grouped, again": lambda: self.again(self.grouped),
         }
         if self.x.dim() == 5 and self.shape.groups == 1:
-            ways["bands"] = lambda: self.kept(self.banded, turned=(1, 2))
+            ways["bands"] = lambda: self.held(self.banded, turned=(1, 2))
             ways["bands, again"] = lambda: self.again(self.banded)
             outputs, places = self.g.shape[2], math.prod(self.g.shape[3:])
             patch = math.prod(self.kernel.shape[1:])
             columns = self.x.shape[0] * self.x.shape[1] * patch * places * self.x.element_size()
             if columns > MOST_COLUMNS:
                 return ways
-            ways["unfolded"] = lambda: self.kept(self.unfolded)
+            ways["unfolded"] = lambda: self.held(self.unfolded)
             pays = columns <= SURELY_SMALL or places * (patch + outputs) <= 4 * patch * outputs
             # On a GPU Gram norms are raised, and then norms would depend on the way.
             if places <= MOST_GRAM_PLACES and pays and not self.x.is_cuda:
@@ -257,7 +268,7 @@ class Convolved:
         seen = self.tokens()
         return torch.bmm(seen.g.transpose(1, 2), seen.a).view(len(self.x), *self.kernel.shape)
 
-    def kept(self, gradients: Callable[[], Tensor], turned: tuple[int, int] | None = None) -> PerUnit:
+    def held(self, gradients: Callable[[], Tensor], turned: tuple[int, int] | None = None) -> PerUnit:
         """Held as it is."""
         unit = PerUnit(gradients(), turned)
         unit.replace(self.loud(unit.squared_norm), self.in_float64)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from dptrain.data.batches import PhysicalBatch
+from dptrain.errors import ConfigError
 from dptrain.gradients.bookkeeping.choice import Chooser
 from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.groups import Groups
@@ -66,6 +67,7 @@ class BookkeepingEngine:
         self.chooser = Chooser(settings.memory_limit)
         self.without_rule: dict[str, str] = {}
         self.ways: dict[str, str] = {}
+        self._derives = True
         self._writes_inputs = True  # until a pass has shown that the model does not
 
     def add_clipped_sum(self, batch: PhysicalBatch, total: Tensor) -> UnitStats:
@@ -78,8 +80,15 @@ class BookkeepingEngine:
         """The clipped sum, one tensor a trainable parameter, not rounded to the grid. See ``SumsInParts``."""
         moving = trainable(self._module)
         groups = Groups(batch.unit, batch.weight)
-        tape = Tape(moving, groups, self.chooser, RULES)
-        losses = self._backward(tape, moving, batch)
+        tape = Tape(moving, groups, self.chooser, RULES, derives=self._derives)
+        try:
+            losses = self._backward(tape, batch)
+        except (RuntimeError, ConfigError):
+            if not tape.derived.leaves:
+                raise
+            self._derives = False  # a model that writes into such values, say: copies a row can be written to
+            self.chooser = self.chooser.afresh()
+            return self.clipped_parts(batch)
         with torch.no_grad():
             return self._weighted_sums(tape, moving, losses)
 
@@ -97,7 +106,7 @@ class BookkeepingEngine:
         parts = [sums[name] if name in sums else torch.zeros_like(p) for name, p in moving.items()]
         return parts, UnitStats(tape.groups.to_slots(norms), losses)
 
-    def _backward(self, tape: Tape, moving: dict[str, nn.Parameter], batch: PhysicalBatch) -> Tensor:
+    def _backward(self, tape: Tape, batch: PhysicalBatch) -> Tensor:
         """Fills the tape; returns the rows' losses (R,) float32."""
         anchor = torch.zeros(len(batch.weight), device=batch.weight.device, requires_grad=True)
         buffers = {name: b.clone() for name, b in self._module.named_buffers()}
@@ -117,7 +126,7 @@ class BookkeepingEngine:
             self._writes_inputs = inputs._version != version
             if weighted.requires_grad and tape.groups.num_units:
                 live = torch.where(batch.weight > 0, weighted, 0.0).sum()
-                _walk(live, anchor, moving)
+                _walk(live, anchor, tape.watched())
         except RuntimeError as error:
             refusal = refusal_of(error, batch.inputs, self._autocast)
             if refusal is None:
@@ -144,10 +153,10 @@ class BookkeepingEngine:
         return torch.where(alive, norms, float("inf")), factor
 
 
-def _walk(live: Tensor, anchor: Tensor, moving: dict[str, nn.Parameter]) -> None:
+def _walk(live: Tensor, anchor: Tensor, watched: dict[str, Tensor]) -> None:
     """The backward pass, which fills the tape; no parameter itself may lie on its way."""
-    direct = torch.autograd.grad(live, [anchor, *moving.values()], allow_unused=True)[1:]
-    for name, gradient in zip(moving, direct, strict=True):
+    direct = torch.autograd.grad(live, [anchor, *watched.values()], allow_unused=True)[1:]
+    for name, gradient in zip(watched, direct, strict=True):
         if gradient is not None:
             raise unseen_use(name)
 

@@ -57,6 +57,11 @@ def _in_rows(value: Tensor, level: Any) -> bool:
     return core.is_batchedtensor(value) and core.maybe_get_level(value) == level
 
 
+def is_of_rows(value: Tensor) -> bool:
+    """Whether a tensor seen inside vmap is a row's own, rather than the same for all."""
+    return core.is_batchedtensor(value)
+
+
 class _Lifted(torch.autograd.Function):
     @staticmethod
     def forward(whole: Whole, anchor: Tensor, *tensors: Tensor) -> Tensor:

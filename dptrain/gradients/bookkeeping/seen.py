@@ -1,6 +1,7 @@
 """What one use of a parameter saw in the backward pass, and how it becomes a contribution.
 
     RowGradients   gradients of rows as they are
+    UnitGradients  the same, of units
     Tokens         inputs a_t and output gradients g_t of a linear map
     Lookups        row numbers and output gradients of a table
 
@@ -43,6 +44,10 @@ class Seen(Protocol):
         """The contribution of this use alone."""
         ...
 
+    def kept(self, tape: Tape) -> PerUnit:
+        """The same, held as it is."""
+        ...
+
 
 @dataclass
 class RowGradients:
@@ -52,6 +57,22 @@ class RowGradients:
 
     def resolve(self, tape: Tape) -> PerUnit:
         return PerUnit(tape.groups.sum_rows(wide(self.gradient)))
+
+    def kept(self, tape: Tape) -> PerUnit:
+        return self.resolve(tape)
+
+
+@dataclass
+class UnitGradients:
+    """A parameter's gradients of units, rows of one unit added up already."""
+
+    gradient: Tensor  # (U, *shape)
+
+    def resolve(self, tape: Tape) -> PerUnit:
+        return PerUnit(wide(self.gradient).contiguous())
+
+    def kept(self, tape: Tape) -> PerUnit:
+        return self.resolve(tape)
 
 
 @dataclass
@@ -89,7 +110,7 @@ class Tokens:
         size = len(self.a) * d * p * self.a.element_size()
         slim = size <= max(MOST_KEPT, self.a.nbytes + self.g.nbytes)
         if (d * p <= 8 * tokens * (d + p) and slim) or not ways:
-            ways["kept"] = self.kept
+            ways["kept"] = partial(self.kept, tape)
         return ways
 
     def outer(self, tape: Tape, blocks: int) -> Outer:
@@ -98,8 +119,7 @@ class Tokens:
         squared, loud = gram_norm(self.a, self.g, blocks, held)
         return Outer(self.a, self.g, squared, loud, self.turned)
 
-    def kept(self) -> PerUnit:
-        """Held as it is."""
+    def kept(self, tape: Tape) -> PerUnit:
         return kept_outer(self.a, self.g, self.turned)
 
 
@@ -115,6 +135,9 @@ class Lookups:
     def resolve(self, tape: Tape) -> Table:
         return Table.of_lookups(self.ids, self.g, self.rows, self.padding)
 
+    def kept(self, tape: Tape) -> PerUnit:
+        return PerUnit(self.resolve(tape).per_unit())
+
 
 def combine(tape: Tape, seen: list[Seen]) -> Contribution:
     """The contribution of a parameter's uses together."""
@@ -123,9 +146,9 @@ def combine(tape: Tape, seen: list[Seen]) -> Contribution:
     tokens = [use for use in seen if isinstance(use, Tokens)]
     lookups = [use for use in seen if isinstance(use, Lookups)]
     if len(tokens) + len(lookups) < len(seen) or len({use.turned for use in tokens}) > 1:
-        return _added_up(tape, seen)
+        return PerUnit(added_up(tape, seen).contiguous())
     if lookups and len({use.padding for use in lookups}) > 1:
-        return _added_up(tape, seen)
+        return PerUnit(added_up(tape, seen).contiguous())
     joined = _join_tokens(tokens) if tokens else None
     if not lookups:
         assert joined is not None
@@ -136,7 +159,7 @@ def combine(tape: Tape, seen: list[Seen]) -> Contribution:
     if joined is None:
         return table.resolve(tape)
     if joined.turned:
-        return _added_up(tape, seen)
+        return PerUnit(added_up(tape, seen).contiguous())
     blocks = 2 if joined.a.shape[1] >= 64 else 1
     return Tied.of(joined.outer(tape, blocks), table.resolve(tape))
 
@@ -149,13 +172,12 @@ def _join_tokens(tokens: list[Tokens]) -> Tokens:
     return Tokens(torch.cat([use.a for use in tokens], 1), torch.cat([use.g for use in tokens], 1), tokens[0].turned)
 
 
-def _added_up(tape: Tape, seen: list[Seen]) -> PerUnit:
-    total: Tensor | None = None
-    for use in seen:
-        gradient = use.resolve(tape).per_unit()
-        total = gradient.clone() if total is None else total.add_(gradient)
-    assert total is not None
-    return PerUnit(total)
+def added_up(tape: Tape, seen: list[Seen]) -> Tensor:
+    """(U, *shape): each unit's gradient over all uses."""
+    total = seen[0].kept(tape).per_unit()
+    for use in seen[1:]:
+        total = total + use.kept(tape).per_unit()
+    return total
 
 
 def wide(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ never seen by autograd itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from dptrain.gradients.bookkeeping.choice import Chooser
 from dptrain.gradients.bookkeeping.contribution import Contribution
+from dptrain.gradients.bookkeeping.derived import Derived, reads_no_row
 from dptrain.gradients.bookkeeping.groups import Groups
 from dptrain.gradients.bookkeeping.lifted import Whole, lifted
-from dptrain.gradients.bookkeeping.seen import RowGradients, Seen, combine
+from dptrain.gradients.bookkeeping.seen import RowGradients, Seen, UnitGradients, added_up, combine
 
 Rule = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]
 """(tape, function, args, kwargs) -> result, or NotImplemented where the rule does not cover this call."""
@@ -40,6 +41,7 @@ class Tape(TorchFunctionMode):
         groups: the batch's units.
         chooser: picks the way in which each contribution is computed.
         rules: torch function -> rule.
+        derives: whether values computed from weights alone are followed (``derived``), or copied a row.
 
     Attributes:
         contributions: per parameter name, one entry for every use that the loss depends on.
@@ -53,8 +55,12 @@ class Tape(TorchFunctionMode):
         chooser: Chooser,
         rules: Mapping[Any, Rule],
         anchor: Tensor | None = None,
+        derives: bool = True,
     ) -> None:
         super().__init__()
+        self._tracked = tracked
+        self.derived = Derived()
+        self._derives = derives
         self.groups = groups
         self.num_rows = groups.num_slots
         self.chooser = chooser
@@ -111,7 +117,27 @@ class Tape(TorchFunctionMode):
             view = parameter.detach().t()
             self._turned[id(view)] = (view, parameter)
             return view
+        if self._derives and reads_no_row(args, kwargs):
+            result = self.derived.call(func, self._with_history(args), self._with_history(kwargs))
+            self._names |= {id(stand_in): name for name, stand_in in self.derived.stand_ins.items()}
+            self.uses |= dict.fromkeys(self.derived.stand_ins, 2)  # never resolved on its own
+            return result
         return self.copy_a_row(func, *args, **kwargs)
+
+    def _with_history(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._with_history(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._with_history(entry) for entry in value)
+        turned = self.turned(value)
+        if turned is not None:
+            return self._with_history(turned).t()
+        name = self.open(value)
+        return value if name is None else self.derived.value_of(name, value)
+
+    def watched(self) -> dict[str, Tensor]:
+        """Every tensor that autograd must not see itself: parameters, and what stands for them."""
+        return {**self._tracked, **self.derived.stand_ins, **self.derived.leaves}
 
     def copy_a_row(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls ``func`` with a copy a row of every tracked parameter among its arguments."""
@@ -168,11 +194,20 @@ class Tape(TorchFunctionMode):
 
     def finish(self) -> dict[str, Contribution]:
         """After the backward pass: the contribution of every parameter that the loss reaches."""
+        for value in self.derived.stand_ins:
+            for name, gradient in self._pulled_back(value):
+                self._seen.setdefault(name, []).append(UnitGradients(gradient))
         for name, seen in self._seen.items():
             self.chooser.user = name
             self.contributions[name] = combine(self, seen)
         self._seen, self.grams = {}, {}
         return self.contributions
+
+    def _pulled_back(self, value: str) -> Iterator[tuple[str, Tensor]]:
+        """What the uses of one value computed from weights give to each of these."""
+        seen = self._seen.pop(value, [])
+        self.chooser.user = value
+        return self.derived.pulled_back(value, added_up(self, seen)) if seen else iter(())
 
 
 class _CopyARow(torch.autograd.Function):

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from dptrain.data.batches import PhysicalBatch
+from dptrain.errors import ConfigError
 from dptrain.gradients.bookkeeping.engine import BookkeepingEngine
 from dptrain.gradients.loop import LoopEngine
 from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, UnitStats, trainable
@@ -139,3 +141,9 @@ def contributions_agree(module: nn.Module, batch: PhysicalBatch, loss: RowLoss =
             alone = run(engine, module, PhysicalBatch(batch.inputs, batch.targets, batch.unit, weight))
             true = float(alone.total.norm())
             assert float(norms[slot]) >= true * (1 - 1e-6), float(norms[slot]) / true - 1
+
+
+def refused(module: nn.Module, batch: PhysicalBatch, match: str, loss: Any = square_loss) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        run(engine_of(module, loss), module, batch)
+    assert "\n" not in str(caught.value)

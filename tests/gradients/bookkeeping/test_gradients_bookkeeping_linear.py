@@ -57,13 +57,13 @@ FORMS: dict[str, tuple[Callable[[Any, Tensor], Tensor], set[str]]] = {
     "mm": (lambda m, x: torch.mm(x[0], m.tall)[None], set()),
     "addmm": (lambda m, x: torch.addmm(m.shift, x[0], m.tall)[None], set()),
     "linear of a turned weight": (lambda m, x: F.linear(x, m.tall.t(), m.shift), set()),
-    "linear, bias computed": (lambda m, x: F.linear(x, m.wide, 2 * m.shift), {"mul"}),
+    "linear, bias computed": (lambda m, x: F.linear(x, m.wide, 2 * m.shift), set()),
     "addmm with beta": (lambda m, x: torch.addmm(m.shift, x[0], m.tall, beta=0.5)[None], {"addmm"}),
     "w @ x": (lambda m, x: (m.wide @ x[0].t())[None], {"matmul"}),
     "einsum": (lambda m, x: torch.einsum("btd,dp->btp", x, m.tall), {"einsum"}),
-    "weight computed": (lambda m, x: F.linear(x, m.wide**2), {"pow"}),
-    "part of the weight": (lambda m, x: F.linear(x, m.wide[:2]), {"__getitem__"}),
-    "flat weight": (lambda m, x: F.linear(x, m.tall.view(3, 6)), {"view"}),
+    "weight computed": (lambda m, x: F.linear(x, m.wide**2), set()),
+    "part of the weight": (lambda m, x: F.linear(x, m.wide[:2]), set()),
+    "flat weight": (lambda m, x: F.linear(x, m.tall.view(3, 6)), set()),
 }
 
 
