@@ -26,6 +26,7 @@ COMMANDS = {
     "report": "one page of a finished run, or of a budget account (dataset=NAME)",
     "budget": "the budget account of a data set: show, create, limit, freeze, forecast, export, verify",
     "data": "the quarantine of data sets: quarantine, release, show",
+    "keys": "keys of sealed files: show, rotate",
     "compare": "runs side by side: epsilon, spend, accuracy, cost, and a plot",
     "verify": "check what a checkpoint promises: numbers, signature, files, ledger head",
     "register": "a verified bundle as a version of a registered MLflow model",

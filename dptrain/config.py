@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dptrain.config_budget import BudgetConfig, LedgerConfig
+from dptrain.config_checkpoint import CheckpointConfig, KeysConfig
 from dptrain.config_compare import CompareConfig, RegisterConfig
 from dptrain.config_gate import GateConfig, QuarantineConfig
 from dptrain.config_tuning import EvaluationConfig, ReleaseConfig, TuningConfig
@@ -305,6 +306,9 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: str | None = None
+    """Folder of a run that was stopped or killed: it goes on with its own settings, whatever else stands here."""
     imports: list[str] = field(default_factory=list)
     """The user's own Python files or modules, whose functions register themselves."""
     allow_nonprivate_metrics: list[str] = field(default_factory=list)
@@ -390,5 +394,6 @@ ROOTS: dict[str, type] = {
     "register": RegisterConfig,
     "verify": VerifyConfig,
     "data": QuarantineConfig,
+    "keys": KeysConfig,
 }
 """Command -> root dataclass."""

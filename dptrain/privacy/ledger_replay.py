@@ -45,6 +45,8 @@ def _fault(state: State, row: dict[str, Any]) -> str | None:
             return _reserve_fault(state, row)
         case "commit" | "settle" | "abandon":
             return _step_fault(state, row)
+        case "reopen":
+            return _reopen_fault(state, row)
     return None
 
 
@@ -81,3 +83,19 @@ def _step_fault(state: State, row: dict[str, Any]) -> str | None:
         rises = entry.committed_steps < row["steps"] <= entry.planned_steps
         return None if rises else "commits steps that do not rise or were not planned"
     return None if 0 <= row["steps"] <= entry.committed_steps else "is charged for steps that were never committed"
+
+
+def _reopen_fault(state: State, row: dict[str, Any]) -> str | None:
+    entry = state.entries[row["entry"]]
+    account = state.accounts[entry.account]
+    if entry.is_open:
+        return f"opens entry {entry.entry} again, which is open"
+    if account.frozen is not None:
+        return "was admitted to a frozen account"
+    if row["attempt"] != entry.attempt + 1:
+        return f"is attempt {row['attempt']} after attempt {entry.attempt}"
+    if not fits(
+        account.rules, account.with_more(entry.prices, entry.planned_steps - entry.charged_steps), account.epsilon
+    ):
+        return f"was admitted above the limit {account.epsilon:g} of '{account.name}'"
+    return None

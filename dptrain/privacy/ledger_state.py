@@ -135,6 +135,8 @@ class State:
                 entry.committed_steps, entry.status = row["steps"], "running"
             case "resume":
                 self.entries[row["entry"]].attempt = row["attempt"]
+            case "reopen":
+                self._reopen(row)
             case "settle" | "abandon":
                 self._close(row)
             case kind:
@@ -189,3 +191,12 @@ class State:
         entry.steps_done, entry.reason = row["steps"], row.get("reason", "")
         self.open_now.discard(entry.entry)
         entry.status = "settled" if row["kind"] == "settle" else "abandoned"
+
+    def _reopen(self, row: dict[str, Any]) -> None:
+        entry = self.entries[row["entry"]]
+        assert entry.steps_done is not None
+        account = self.accounts[entry.account]
+        account.reserved = account.with_more(entry.prices, entry.planned_steps - entry.steps_done)
+        entry.committed_steps, entry.steps_done = entry.steps_done, None
+        entry.attempt, entry.status, entry.reason = row["attempt"], "running", ""
+        self.open_now.add(entry.entry)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from dptrain.checkpoint.step_journal import StepJournal
 from dptrain.config import TrainConfig
 from dptrain.data.source import SourceInfo
 from dptrain.errors import BudgetRefused, ConfigError
 from dptrain.privacy.accounting import Event
 from dptrain.privacy.lease import lease_size
 from dptrain.privacy.ledger import Ledger, Reservation, open_ledger
+from dptrain.privacy.ledger_again import entry_of, held, take_up
 from dptrain.privacy.plan import Plan
 from dptrain.privacy.privacy_filter import step_price, steps_of, value
 from dptrain.privacy.which_account import account_for
@@ -20,6 +23,8 @@ RULE = (
     "fully adaptive Renyi filter over pre-declared orders: holds whoever chose the runs, and whenever they stopped, by "
     "what was released before"
 )
+JOURNAL_OVERHEAD = 0.01
+"""Largest share of training time that the journal of an uncounted run may take."""
 
 
 def check_purpose(config: TrainConfig, info: SourceInfo) -> str:
@@ -61,10 +66,11 @@ def check_purpose(config: TrainConfig, info: SourceInfo) -> str:
 class Budget:
     """What one run may still do, and what it has done, as its ledger knows it. A context: leaving it settles.
 
-    Without a ledger (``debug`` runs, ``ledger.uri=none``) it does nothing, and its statement block is None.
+    Without a ledger (``debug`` runs, ``ledger.uri=none``) its statement block is None, and steps are counted where the
+    run is to be resumable (``count_in``).
 
-    Guarantee: ``intend(step)`` returns only after the ledger holds, on disk, that ``step`` may be executed. What is
-    settled is never less than the steps intended.
+    Guarantee: ``intend(step)`` returns only after the ledger (without one: the run's journal, if it keeps one) holds,
+    on disk, that ``step`` may be executed. What is settled is never less than the steps intended.
 
     Args:
         ledger: None where none is kept.
@@ -85,7 +91,9 @@ class Budget:
         self._lease = lease
         self._committed = 0 if reservation is None else reservation.committed_steps
         self._intended = self._committed
-        self._settled = False
+        self._settled = reservation is not None and ledger is not None and not _is_open(ledger, reservation)
+        self._journal: StepJournal | None = None
+        self._planned = 0 if reservation is None else reservation.planned_steps
         self._whole = event is not None and event["type"] != "self_composed"
         self._last: float | None = None
         self._step_seconds = 0.0
@@ -110,6 +118,17 @@ class Budget:
         """The ledger's entry; None where none is kept."""
         return None if self._reservation is None else self._reservation.entry
 
+    @property
+    def executed(self) -> int:
+        """Steps that count as executed: a resumed run begins behind them."""
+        return self._committed
+
+    def count_in(self, journal: StepJournal, planned: int) -> None:
+        """Counts steps in the run's own journal; where a ledger counts them, this does nothing."""
+        if not self.is_kept:
+            self._journal, self._planned = journal, planned
+            self._committed = self._intended = journal.executed
+
     def intend(self, step: int) -> None:
         """Declares that a step (from 1) is about to be released. Durable when it returns.
 
@@ -125,6 +144,13 @@ class Budget:
             size = self._lease or (1 if self._last is None else lease_size(self._step_seconds, self._commit_seconds))
             target = max(step, min(step + size - 1, self._reservation.planned_steps))
             self._ledger.commit(self._reservation, target)
+            self._committed = target
+            self._commit_seconds = time.monotonic() - now
+        elif self._journal is not None and step > self._committed:
+            fitted = lease_size(self._step_seconds, self._commit_seconds, JOURNAL_OVERHEAD)
+            size = self._lease or (1 if self._last is None else fitted)
+            target = max(step, min(step + size - 1, self._planned))
+            self._journal.commit(target)
             self._committed = target
             self._commit_seconds = time.monotonic() - now
         self._intended = max(self._intended, step)
@@ -144,9 +170,15 @@ class Budget:
     def settle(self, steps_done: int | None = None) -> None:
         """Closes the entry, charged for ``steps_done`` (left out: every step intended), which is never fewer than were
         intended. Closing twice does nothing."""
-        if self._ledger is None or self._reservation is None or self._settled:
+        if self._settled:
             return
         done = max(self._intended, steps_done or 0)
+        if self._journal is not None:
+            with suppress(OSError):  # then the whole lease counts
+                self._journal.close(min(done, self._committed))
+            self._settled = True
+        if self._ledger is None or self._reservation is None:
+            return
         self._ledger.settle(self._reservation, min(done, self._committed))
         self._settled = True
 
@@ -190,6 +222,10 @@ class Budget:
                 self._ledger.close()
 
 
+def _is_open(ledger: Ledger, reservation: Reservation) -> bool:
+    return ledger.state.entries[reservation.entry].is_open
+
+
 def open_account(config: TrainConfig, purpose: str) -> Ledger | None:
     """The ledger that a run of this class is counted in; None for ``debug`` and ``ledger.uri=none``.
 
@@ -222,7 +258,7 @@ def reserve(
         ConfigError: there is no account, and no limit to make one with.
     """
     if ledger is None or digest is None or plan.mechanism is None or plan.epsilon is None:
-        return Budget()
+        return Budget(lease=config.ledger.lease_steps)
     event, name, unit = plan.mechanism.event(), info.name, config.privacy.unit
     account = account_for(ledger, config.ledger, digest=digest, name=name, delta=plan.delta, unit=unit, typical=event)
     reservation = ledger.reserve(
@@ -235,4 +271,22 @@ def reserve(
         epsilon=plan.epsilon,
         label=label,
     )
+    return Budget(ledger, reservation, event, config.ledger.lease_steps)
+
+
+def reserve_again(ledger: Ledger | None, config: TrainConfig, plan: Plan, entry: int | None, run_id: str) -> Budget:
+    """Takes a run's own entry up again: what it ever committed counts as executed.
+
+    An entry that was settled (a clean stop) is opened again where the account still admits the rest: what went back may
+    have been spent since, so it is weighed like a new reservation, and refused like one.
+
+    Raises:
+        BudgetRefused: it is not this run's entry, or the account cannot bear what is left; nothing was written.
+    """
+    if ledger is None or entry is None or plan.mechanism is None:
+        return Budget(lease=config.ledger.lease_steps)
+    event = plan.mechanism.event()
+    known = entry_of(ledger, entry, run_id=run_id, event=event)
+    all_taken = not known.is_open and known.charged_steps >= known.planned_steps
+    reservation = held(ledger, entry) if all_taken else take_up(ledger, entry)
     return Budget(ledger, reservation, event, config.ledger.lease_steps)

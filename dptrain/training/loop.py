@@ -67,6 +67,7 @@ class Trainer:
         grid: size of a grid step, or None where sums are in the gradient's own unit.
         intend: called with a step's number, from 1, before its noise is drawn; returns once that is on record.
         group: process group whose ranks hold disjoint units; None for one process.
+        compiled: whether the last pass over a sum is numba's, which must be installed; the same numbers.
     """
 
     module: nn.Module
@@ -80,6 +81,7 @@ class Trainer:
     schedule: torch.optim.lr_scheduler.LRScheduler
     intend: Callable[[int], None] = lambda step: None
     group: dist.ProcessGroup | None = None
+    compiled: bool = False
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,13 +93,18 @@ class Trainer:
     def _count(self) -> int:
         return sum(p.numel() for p in self.parameters)
 
-    def run(self, on_step: Callable[[int, StepReport, float], None]) -> Outcome:
+    def run(self, on_step: Callable[[int, StepReport, float], None], done: int = 0, seconds: float = 0.0) -> Outcome:
         """Takes the planned steps; after each, calls ``on_step(steps_done, report, seconds)``.
 
         Ctrl-C or SIGTERM lets the step in hand finish and ends the run as ``stopped``.
+
+        Args:
+            on_step: see above.
+            done: steps that count as executed already (a resumed run); only the others are taken.
+            seconds: that were spent on them.
         """
-        total = DrawSum(self.parameters, self.grid is not None)
-        start, done = time.monotonic(), 0
+        total = DrawSum(self.parameters, self.grid is not None, self.compiled)
+        start = time.monotonic() - seconds
         self.module.train()
         with _stop_on_signal() as stop:
             while done < self.plan.steps and not stop.is_set():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from dptrain.checkpoint.sealing_key import load_key
 from dptrain.data.manifest import manifest_digest, new_salt
 from dptrain.data.source import Rows, Splits
 from dptrain.data.units import hold_out, load_capped
@@ -26,7 +27,7 @@ from dptrain.tracking.console import Progress, summary
 from dptrain.tracking.metrics_log import MetricsLog
 from dptrain.tracking.tracker import Tracker
 from dptrain.training.assemble import build_trainer
-from dptrain.training.budget import Budget
+from dptrain.training.budget import Budget, reserve_again
 from dptrain.training.budget import open_account as open_ledger_for
 from dptrain.training.budget import reserve as reserve_plan
 from dptrain.training.evaluate import evaluate
@@ -35,10 +36,12 @@ from dptrain.training.metrics import LOWER_IS_BETTER
 from dptrain.training.private_metrics import NAME, Best, PrivateAccuracy, planned_looks
 from dptrain.training.recorder import Record, Recorder, evaluation_steps
 from dptrain.training.release import release
+from dptrain.training.resume import Begun, Keeper, begin, open_keeper
 from dptrain.training.setup import Setup, prepare
 
 __all__ = [
     "assemble",
+    "begin",
     "conclude",
     "describe",
     "open_account",
@@ -47,6 +50,7 @@ __all__ = [
     "read_rows",
     "release",
     "reserve",
+    "resumable",
     "say",
     "to",
     "train",
@@ -63,19 +67,29 @@ class Loaded:
     """Of the rows, under the ledger's key; None where no ledger is kept. Written nowhere but in the ledger."""
 
 
-def open_account(setup: Setup) -> Ledger | None:
-    """The ledger this run is counted in, checked and in reach; None for runs that need none. Reads no private row."""
+def open_account(setup: Setup, begun: Begun | None = None) -> Ledger | None:
+    """The ledger this run is counted in, checked and in reach; None for runs that need none. Reads no private row.
+
+    A run that goes on (``begun``) is refused here where code, plan or ledger are not those it was begun with.
+    """
     load_signer()  # a key that cannot be made or read stops a run here, not at its end
-    return open_ledger_for(setup.config, setup.purpose)
+    if setup.config.checkpoint.every:
+        load_key(setup.config.checkpoint.key, create=True)
+    if begun is not None:
+        begun.check_plan(setup)
+    ledger = open_ledger_for(setup.config, setup.purpose)
+    if begun is not None:
+        begun.check_ledger(None if ledger is None else ledger.id)
+    return ledger
 
 
-def read_rows(setup: Setup, ledger: Ledger | None = None) -> Loaded:
+def read_rows(setup: Setup, ledger: Ledger | None = None, begun: Begun | None = None) -> Loaded:
     """Reads the private and the public rows, caps rows of a unit, applies the fixed feature map.
 
     The salted digest is of the rows as the source gave them, before any feature map.
 
     Raises:
-        ConfigError: the rows do not fit what was declared about them.
+        ConfigError: the rows do not fit what was declared about them, or are not those the run was begun with.
     """
     config, info = setup.config, setup.source.info
     splits = load_capped(setup.source, config.privacy, config.seed)
@@ -89,20 +103,26 @@ def read_rows(setup: Setup, ledger: Ledger | None = None) -> Loaded:
             f"the training rows hold {train.num_units} units, and their number is public under adjacency zero_out",
             f"set data.public_size={train.num_units}, or privacy.adjacency=add_remove",
         )
-    salt = new_salt()
+    salt = new_salt() if begun is None else begun.salt
     manifest = {"salt": salt.hex(), "digest": manifest_digest(train, salt), "rows": len(train)}
+    if begun is not None:
+        begun.check_rows(manifest)
     digest = None if ledger is None else manifest_digest(train, ledger.secret)
     train, held = hold_out(train, config.evaluation, config.seed)
     validation = None if held is None else _mapped(setup, held)
     return Loaded(Splits(_mapped(setup, train), _mapped(setup, splits.public), validation), manifest, digest)
 
 
-def reserve(setup: Setup, loaded: Loaded, ledger: Ledger | None) -> Budget:
+def reserve(setup: Setup, loaded: Loaded, ledger: Ledger | None, begun: Begun | None = None) -> Budget:
     """Reserves the whole planned event from the account that knows these rows, before anything is made of them.
+
+    A run that goes on takes its own entry up again, with what is left of it.
 
     Raises:
         BudgetRefused: the account cannot bear it; nothing was written.
     """
+    if begun is not None:
+        return reserve_again(ledger, setup.config, setup.plan, begun.entry, setup.folder.run_id)
     run_id, purpose, label = setup.folder.run_id, setup.purpose, setup.config.tuning.label or ""
     return reserve_plan(ledger, setup.config, setup.source.info, setup.plan, loaded.digest, run_id, purpose, label)
 
@@ -116,8 +136,13 @@ def _mapped(setup: Setup, rows: Rows) -> Rows:
     return Rows(inputs.to(dtype) if inputs.is_floating_point() else inputs, targets, rows.unit_id)
 
 
-def open_folder(setup: Setup, loaded: Loaded) -> RunFolder:
-    """Makes the run folder and writes the config; the salted digest of the rows goes to the internal room."""
+def open_folder(setup: Setup, loaded: Loaded, begun: Begun | None = None) -> RunFolder:
+    """Makes the run folder and writes the config; the salted digest of the rows goes to the internal room.
+
+    A run that goes on has all that.
+    """
+    if begun is not None:
+        return setup.folder
     folder = setup.folder.create()
     for warning in setup.plan.warnings:
         print(f"dptrain: note: {warning}", file=sys.stderr)
@@ -201,8 +226,31 @@ def _flatten(node: Any, prefix: str = "") -> dict[str, str]:
     return {prefix.rstrip("."): str(node)}
 
 
-def train(setup: Setup, trainer: Trainer, recorder: Recorder, tracker: Tracker, folder: RunFolder) -> Outcome:
-    """Takes the planned steps. Ctrl-C ends the run cleanly; a defect leaves a result that says ``failed``."""
+def resumable(
+    setup: Setup,
+    loaded: Loaded,
+    trainer: Trainer,
+    recorder: Recorder,
+    ledger: Ledger | None,
+    budget: Budget,
+    begun: Begun | None,
+) -> AbstractContextManager[Keeper | None]:
+    """Keeps the run resumable from here on; of a run that goes on, puts weights, optimizer and records back first."""
+    counted = None if ledger is None or budget.entry is None else {"id": ledger.id, "entry": budget.entry}
+    keeper = open_keeper(setup, trainer, recorder, loaded.manifest, counted, budget, begun)
+    return nullcontext() if keeper is None else keeper
+
+
+def train(
+    setup: Setup,
+    trainer: Trainer,
+    recorder: Recorder,
+    tracker: Tracker,
+    folder: RunFolder,
+    keeper: Keeper | None = None,
+) -> Outcome:
+    """Takes the planned steps that were not executed yet. Ctrl-C ends the run cleanly, with a state to go on from; a
+    defect leaves a result that says ``failed``."""
     progress = Progress(setup.plan.steps, setup.plan.epsilon)
     recorder.listeners += [to(tracker), progress.evaluation]
 
@@ -211,11 +259,18 @@ def train(setup: Setup, trainer: Trainer, recorder: Recorder, tracker: Tracker, 
         last = (done, report, seconds)
         recorder.on_step(done, report, seconds)
         progress.update(done)
+        if keeper is not None:
+            keeper.on_step(done, seconds)
 
-    last: tuple[int, StepReport, float] = (0, StepReport(), 0.0)
+    executed, before = (0, 0.0) if keeper is None else (keeper.executed, keeper.seconds)
+    last: tuple[int, StepReport, float] = (executed, StepReport(), before)
     try:
-        outcome = trainer.run(on_step)
-        if outcome.status == "stopped" and last[0]:
+        outcome = trainer.run(on_step, executed, before)
+        if keeper is not None:
+            keeper.keep(outcome.steps_done, outcome.seconds, wait=True)
+        if executed == setup.plan.steps:  # killed behind its last step: what is left is to look, and to release
+            recorder.last = {**recorder.last, "step": executed, **recorder.evaluate()}
+        if outcome.status == "stopped" and last[0] > executed:
             recorder.record(*last, epsilon=setup.plan.epsilon_after(outcome.steps_done))
         recorder.settle_on_best()
     except BaseException as error:
