@@ -107,8 +107,9 @@ def gate_rows(
     Raises:
         ConfigError: the rows are quarantined; or under ``enforce`` they fail a check, and are quarantined now.
 
-    Guarantee: under ``observe`` and ``off`` nothing that was computed from the rows decides what happens next. Under
-    ``enforce`` one bit does, whether the run exists: it is not covered by epsilon (docs/gates.md).
+    Guarantee: under ``observe`` and ``off`` nothing that was computed from the rows decides what happens next (but for
+    the time that a name takes). Under ``enforce`` one bit does, whether the run exists: it is not covered by epsilon
+    (docs/gates.md).
     """
     check_gate(gate, data, info)
     refuse_quarantined(named, info.name)
@@ -116,8 +117,8 @@ def gate_rows(
         return {"schema": SCHEMA, "mode": gate.mode, "passed": None, "failed": [], "digests": {}, "checks": []}
     checks = check_rows(gate, data.columns, info, splits)
     failed = [check.name for check in checks if not check.passed]
-    # Names cost a pass over the rows, so they are made where somebody may quarantine by them; no finding decides it.
-    digests = named.all() if len(checks) > 1 or gate.mode == "enforce" else named.known()
+    # A name of its own costs a pass over the rows: it is made where somebody may want to quarantine by it.
+    digests = named.all() if failed else named.known()
     outcome = {
         "schema": SCHEMA,
         "mode": gate.mode,

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from dptrain.data.source import Rows, SourceInfo
 
 STRIDE = 4096
 """Rows looked at together, so that a copy of all rows is never made."""
+SKETCH = 128
+"""Values of a row that tell it from most others."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,19 @@ def labels(rows: Rows, reference: list[float], most: float) -> Check:
 def duplicates(rows: Rows, most: float) -> Check:
     """Share of rows whose input and target, byte for byte, occurred in a row before.
 
-    Linear: each row is hashed once (SHA-256 cut to 128 bits), so that nobody can write rows that collide and none that
-    make it slow. Copies that differ in one bit are no repeats to it.
+    Linear and exact: rows are told apart by a sketch of some of their values, and those that share one by a hash of all
+    their bytes (SHA-256 cut to 128 bits), so that nobody can write rows that collide. Copies that differ in one bit are
+    no repeats to it.
     """
+    import pandas as pd
+
+    twins = np.flatnonzero(pd.Series(_sketches(rows)).duplicated(keep=False).to_numpy())
     seen: set[tuple[bytes, bytes]] = set()
-    for start in range(0, len(rows), STRIDE):
-        part = zip(
-            _bytes(rows.inputs[start : start + STRIDE]), _bytes(rows.targets[start : start + STRIDE]), strict=True
-        )
+    for start in range(0, len(twins), STRIDE):
+        index = torch.from_numpy(twins[start : start + STRIDE])
+        part = zip(_bytes(rows.inputs[index]), _bytes(rows.targets[index]), strict=True)
         seen.update((hashlib.sha256(row).digest()[:16], bytes(target)) for row, target in part)
-    share = (len(rows) - len(seen)) / max(len(rows), 1)
+    share = (len(twins) - len(seen)) / max(len(rows), 1)
     return Check("duplicates", share <= most, {"max_duplicate_share": most}, {"duplicate_share": share})
 
 
@@ -114,6 +120,26 @@ def unit_rows(rows: Rows, most: int) -> Check:
     counts = torch.unique(rows.unit_id, return_counts=True)[1]
     found = {"largest": int(counts.max()) if len(counts) else 0, "units_above": int((counts > most).sum())}
     return Check("unit_rows", found["units_above"] == 0, {"max_rows_per_unit": most}, found)
+
+
+def _sketches(rows: Rows) -> np.ndarray:
+    """(N,) uint64: equal for equal rows, and seldom for others: at most ``SKETCH`` values of a row, and its target,
+    each times a constant of its own, summed modulo 2^64."""
+    words = _words(rows.inputs)  # (N, W)
+    generator = np.random.default_rng(0)
+    chosen = np.sort(generator.permutation(words.shape[1])[:SKETCH])
+    factors = generator.integers(1, 2**64, size=len(chosen) + 1, dtype=np.uint64) | np.uint64(1)
+    made = _words(rows.targets.reshape(-1, 1))[:, 0].astype(np.uint64) * factors[-1]
+    for start in range(0, len(rows), STRIDE):
+        part = words[start : start + STRIDE, chosen].astype(np.uint64)
+        made[start : start + STRIDE] += (part * factors[:-1]).sum(axis=1, dtype=np.uint64)
+    return made ^ (made >> np.uint64(32))
+
+
+def _words(part: Tensor) -> np.ndarray:
+    """(N, W) unsigned integers: each value's bits."""
+    flat = part.detach().cpu().contiguous().flatten(1).numpy()
+    return flat.view(f"u{flat.dtype.itemsize}")
 
 
 def _bytes(part: Tensor) -> list[memoryview]:
