@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dptrain.gradients.bookkeeping.lifted import DIRECT, is_of_rows
+from dptrain.gradients.bookkeeping.lifted import direct, is_of_rows
 
 CHUNK = 1 << 25
 """Bytes of units' gradients that go back through f at once: what f keeps in between is some ten times as much."""
@@ -82,4 +82,4 @@ class Derived:
 
 def reads_no_row(args: Any, kwargs: Any) -> bool:
     """Whether none of the tensors among the arguments is a row's own."""
-    return DIRECT and not any(isinstance(v, Tensor) and is_of_rows(v) for v in pytree.tree_leaves((args, kwargs)))
+    return direct() and not any(isinstance(v, Tensor) and is_of_rows(v) for v in pytree.tree_leaves((args, kwargs)))

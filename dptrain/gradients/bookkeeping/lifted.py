@@ -33,7 +33,12 @@ def lifted(anchor: Tensor | None, whole: Whole, *tensors: Tensor) -> Tensor:
         tensors: values of one row, as seen inside vmap; what all rows share is repeated for every row.
     """
     assert anchor is not None, "a lifted operation was called outside a pass"
-    return _direct(anchor, whole, *tensors) if DIRECT else _Lifted.apply(whole, anchor, *tensors)
+    return _direct(anchor, whole, *tensors) if direct() else _Lifted.apply(whole, anchor, *tensors)
+
+
+def direct() -> bool:
+    """Whether the direct way is open: torch's names are there, and nobody compiles what is going on."""
+    return DIRECT and not torch.compiler.is_compiling()
 
 
 def _direct(anchor: Tensor, whole: Whole, *tensors: Tensor) -> Tensor:
