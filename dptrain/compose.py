@@ -83,7 +83,7 @@ def typed(config: Any) -> Any:
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(config, resolve=False)
-    _refuse_secrets(plain)
+    refuse_secrets(plain)
     _refuse_unknown(plain, OmegaConf.get_type(config))
     for key in sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(key, "???", "is needed", f"give {key}=...")
@@ -105,19 +105,23 @@ def _refuse_unknown(node: Any, schema: Any, key: str = "") -> None:
         _refuse_unknown(value, type(made()) if callable(made) else None, f"{key}{name}.")
 
 
-def _refuse_secrets(node: Any, key: str = "") -> None:
-    """Refuses ``${oc.env:...}`` outside the named list, and ``_target_`` anywhere."""
+def refuse_secrets(node: Any, key: str = "") -> None:
+    """Refuses ``${oc.env:...}`` outside the named list, names of resolvers that are themselves composed (they could be
+    that one), and ``_target_`` anywhere but below ``hydra``, which ``hydra_check`` reads."""
     if isinstance(node, dict):
         for name, value in node.items():
-            if name == "_target_":
+            if name == "_target_" and not key.startswith("hydra."):
                 raise ConfigError(
                     f"{key}{name}", value, "configs name things, never code", "register it: imports=[my_file]"
                 )
-            _refuse_secrets(value, f"{key}{name}.")
+            refuse_secrets(value, f"{key}{name}.")
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            _refuse_secrets(value, f"{key}{index}.")
+            refuse_secrets(value, f"{key}{index}.")
     elif isinstance(node, str):
+        if re.search(r"\$\{[^:{}]*\$\{", node):
+            remedy = "write the name out"
+            raise ConfigError(key.rstrip("."), node, "composes a name that could quote the environment", remedy)
         for name in re.findall(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)", node):
             if name not in ALLOWED_ENVIRONMENT:
                 raise ConfigError(

@@ -17,6 +17,8 @@ class VerifyConfig:
     """Public key file of the one signer to accept; null: your own key and those in ``trusted/``."""
     heads: list[str] = field(default_factory=list)
     """Files that name a later ledger head: statements, or what 'budget show format=json' printed."""
+    after: list[str] = field(default_factory=list)
+    """Files that name a head, as in ``heads``: a statement that was signed before it is refused as an older one."""
     format: str = "text"
     """text or json, on standard output."""
 

@@ -8,14 +8,14 @@ model.predict(inputs)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dptrain.checkpoint.bundle import Bundle, load_bundle
+from dptrain.checkpoint.bundle import Bundle, load_verified
 from dptrain.cli import recipe
 from dptrain.compose import compose
 from dptrain.privacy.verify import verified as verify
@@ -85,15 +85,20 @@ class Model:
         return (outputs[:, 0] > 0).astype(int) if self.spec.task == "binary" else outputs.argmax(axis=1)
 
 
-def load(path: str | Path, imports: Sequence[str] = ()) -> Model:
-    """Loads a release bundle after checking every digest.
+def load(
+    path: str | Path, imports: Sequence[str] = (), key: str | Path | None = None, after: Iterable[str] = ()
+) -> Model:
+    """Loads a release bundle that ``dptrain verify`` passes, by the very digests that were verified.
 
     Args:
         path: a run folder or its ``checkpoint``.
         imports: the user's own files, where the bundle's model is one of theirs; a bundle cannot name code.
+        key: public key file of the one signer to accept; None for the user's own key and those in ``trusted/``.
+        after: statements (or heads) that this bundle must not be older than.
 
     Raises:
-        ConfigError: the folder is no bundle, or something in it was changed.
+        ClaimRejected: it does not verify: changed, by a stranger, by a revoked key, older than ``after``, untrue.
+        ConfigError: the folder is no bundle, or its files do not fit one another.
     """
     load_user_files(imports)
-    return Model(load_bundle(path))
+    return Model(load_verified(path, key, after=after))

@@ -8,6 +8,7 @@ from typing import Any
 
 from dptrain.compose import config_dir, register_schemas, spelled_for_hydra, typed
 from dptrain.errors import ConfigError, DptrainError, unwritable
+from dptrain.hydra_check import refuse_code
 from dptrain.sweep import requested
 from dptrain.teach import command_help
 
@@ -108,6 +109,7 @@ def launch(command: str, arguments: list[str]) -> None:
         return
     register_schemas()
     ordered = overrides_first(arguments)
+    refuse_code(CONFIG_OF.get(command, command), ordered)
     if command == "train" and swept(ordered):
         return
     held = sys.argv

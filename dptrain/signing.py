@@ -100,13 +100,19 @@ def load_signer(path: Path | None = None) -> Signer:
 
 
 def signature_holds(public_key: str, signature: str, message: bytes) -> bool:
-    """Whether ``signature`` is this key's signature of ``message``; malformed keys and signatures never hold."""
+    """Whether ``signature`` is this key's signature of ``message``; malformed keys and signatures never hold.
+
+    Neither does a second spelling of a right one: Base64 has spare bits that a decoder passes over.
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
         key = Ed25519PublicKey.from_public_bytes(_raw(public_key))
-        key.verify(base64.b64decode(signature, validate=True), message)
+        raw = base64.b64decode(signature, validate=True)
+        if base64.b64encode(raw).decode() != signature:
+            return False
+        key.verify(raw, message)
     except (InvalidSignature, ValueError, TypeError, ConfigError):
         return False
     return True
@@ -168,6 +174,6 @@ def _raw(public_key: str) -> bytes:
         raise ConfigError(
             "public key", str(public_key)[:60], "is not Base64", "give the text of a .pub file"
         ) from error
-    if len(raw) != 32:
+    if len(raw) != 32 or base64.b64encode(raw).decode() != public_key:
         raise ConfigError("public key", str(public_key)[:60], "is not an Ed25519 key", "give the text of a .pub file")
     return raw

@@ -21,12 +21,12 @@ def run(config: VerifyConfig) -> dict[str, Any]:
 
     Raises:
         ClaimRejected: something contradicts the statement, or it cannot be verified (exit code 4).
-        ConfigError: there is no statement, or ``key`` or ``heads`` cannot be read.
+        ConfigError: there is no statement, or ``key``, ``heads`` or ``after`` cannot be read.
     """
     from dptrain.errors import ClaimRejected
     from dptrain.privacy.verify import verified
 
-    verdict = verified(config.path, config.key, config.heads)
+    verdict = verified(config.path, config.key, config.heads, config.after)
     found = verdict.to_json()
     if config.format == "json":
         print(json.dumps(found, indent=2))

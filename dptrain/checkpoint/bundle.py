@@ -3,7 +3,8 @@
     model.safetensors   weights (no pickle, ever)
     model.json          which registered model they belong to, and how to read its outputs
     statement.json      what is promised, public tier; signed, with the digests of the two above
-    manifest.json       SHA-256 and size of each of the above; nothing else may lie in the folder
+    manifest.json       SHA-256 and size of each of the above
+    signature.json      Ed25519 over the manifest; nothing else may lie in the folder
 
 A bundle names a model; it cannot name code. Weights of a user's own model load only where the user also gives
 ``imports``.
@@ -11,24 +12,40 @@ A bundle names a model; it cannot name code. Weights of a user's own model load 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load, save_model
 from torch import Tensor, nn
 
-from dptrain.bundle_files import FILES, MANIFEST_SCHEMA, SIGNED_FILES, bundle_folder, file_facts, verify_files
+from dptrain.bundle_files import (
+    FILES,
+    MANIFEST,
+    RESTORE,
+    SIGNATURE,
+    SIGNED_FILES,
+    bundle_folder,
+    file_facts,
+    manifest_text,
+    signature_text,
+    verify_files,
+)
+from dptrain.checkpoint.described import build_described, read_spec
 from dptrain.errors import ConfigError
-from dptrain.models.build import ModelSpec, build_model
+from dptrain.models.build import ModelSpec
 from dptrain.models.features import cached_features
-from dptrain.run_folder import read_json, write_json
+from dptrain.privacy.verified_bundle import verified_bundle
+from dptrain.run_folder import write_json, write_text
+from dptrain.signing import Signer, load_signer
+from dptrain.untrusted_json import LARGEST, NotReadable, parse_untrusted
 
 MODEL_SCHEMA = "dptrain.model/1"
 
@@ -59,21 +76,27 @@ class Bundle:
 
 
 def save_bundle(
-    path: Path, module: nn.Module, spec: ModelSpec, state: Callable[[dict[str, Any]], dict[str, Any]]
+    path: Path,
+    module: nn.Module,
+    spec: ModelSpec,
+    state: Callable[[dict[str, Any]], dict[str, Any]],
+    signer: Signer | None = None,
 ) -> dict[str, Any]:
-    """Writes a bundle beside its final place, syncs it, and renames it there; returns the statement in it.
+    """Writes a signed bundle beside its final place, syncs it, and renames it there; returns the statement in it.
 
     Args:
         path: the bundle's folder, to be made.
         module: whose weights are saved.
         spec: what they belong to.
         state: makes the statement from {file name: {sha256, bytes}} of weights and model description.
+        signer: of the manifest, the same that ``state`` signs with; None for the user's own.
 
     Raises:
-        ConfigError: there is a folder at ``path`` already.
+        ConfigError: there is a folder at ``path`` already, or there is no key to sign with.
     """
     if path.exists():
         raise ConfigError("checkpoint", path, "exists already", "a bundle is never overwritten; name another run")
+    signer = signer or load_signer()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(mode=0o700)
     try:
@@ -84,10 +107,13 @@ def save_bundle(
             raise OSError(None, str(error), str(path)) from error
         weights.chmod(0o600)
         write_json(temporary / "model.json", {"schema": MODEL_SCHEMA, **asdict(spec)})
-        statement = state({name: file_facts(temporary / name) for name in SIGNED_FILES})
+        facts = {name: file_facts(temporary / name) for name in SIGNED_FILES}
+        statement = state({name: dict(facts[name]) for name in SIGNED_FILES})
         write_json(temporary / "statement.json", statement)
-        manifest = {"schema": MANIFEST_SCHEMA, "files": {name: file_facts(temporary / name) for name in FILES}}
-        write_json(temporary / "manifest.json", manifest)
+        facts |= {name: file_facts(temporary / name) for name in FILES if name not in facts}
+        manifest = manifest_text(facts)
+        write_text(temporary / MANIFEST, manifest)
+        write_text(temporary / SIGNATURE, signature_text(manifest.encode(), signer))
         for name in (weights, temporary):
             _sync(name)
         os.rename(temporary, path)
@@ -98,30 +124,76 @@ def save_bundle(
     return statement
 
 
+def load_verified(
+    path: str | Path, key: str | Path | None = None, heads: Iterable[str] = (), after: Iterable[str] = ()
+) -> Bundle:
+    """What ``dptrain verify`` would pass, loaded: the way into the house for a bundle that anyone may have touched.
+
+    The weights that are loaded are the bytes whose digest the verified statement names, read once: a file that is
+    swapped between the check and the loading is noticed.
+
+    Args:
+        path: a release bundle, or a run folder that holds one.
+        key, heads, after: as in ``privacy.verify.verified``.
+
+    Raises:
+        ClaimRejected: it does not verify (exit code 4); nothing was loaded.
+        ConfigError: there is no bundle, or its files do not fit one another.
+    """
+    statement = verified_bundle(path, key, heads, after)
+    return _load(bundle_folder(Path(path).expanduser()), statement["artifact"]["files"], statement)
+
+
 def load_bundle(path: str | Path) -> Bundle:
-    """Checks every digest, then builds the registered model and fills in the weights.
+    """Checks every digest and the signature, then builds the registered model and fills in the weights.
+
+    Says nothing of whose signature it is, nor of the statement's numbers: see ``load_verified``.
 
     Raises:
         ConfigError: a file is missing, foreign, changed, truncated, or does not fit the model it names.
     """
-    folder = bundle_folder(Path(path))
-    verify_files(folder)
-    described = read_json(folder / "model.json")
+    folder = bundle_folder(Path(path).expanduser())
+    return _load(folder, verify_files(folder).facts, None)
+
+
+def _load(folder: Path, facts: dict[str, Any], statement: dict[str, Any] | None) -> Bundle:
+    """Builds the model from bytes that have these digests; None: the statement is read, too."""
+    described = _json(folder / "model.json", facts)
     if not isinstance(described, dict) or described.pop("schema", None) != MODEL_SCHEMA:
-        raise ConfigError("checkpoint", folder, "model.json is of another kind", f"give a bundle of {MODEL_SCHEMA}")
+        raise ConfigError("checkpoint", folder / "model.json", "is of another kind", f"give a bundle of {MODEL_SCHEMA}")
+    spec = read_spec(described, folder / "model.json")
+    tensors = _tensors(folder / "model.safetensors", facts)
+    module = build_described(spec, tensors, folder)
+    if statement is None:
+        statement = _json(folder / "statement.json", facts)
+    if not isinstance(statement, dict):
+        raise ConfigError("checkpoint", folder / "statement.json", "is not a statement", RESTORE)
+    return Bundle(folder, module.eval(), spec, statement)
+
+
+def _json(file: Path, facts: dict[str, Any]) -> Any:
     try:
-        spec = ModelSpec(**described)
-    except TypeError as error:
-        raise ConfigError("checkpoint", folder, f"model.json cannot be read ({error})", "restore it") from error
-    with torch.random.fork_rng(devices=[]):
-        module = build_model(spec)
+        if facts[file.name]["bytes"] > LARGEST:
+            raise NotReadable(f"is larger than {LARGEST} bytes")
+        return parse_untrusted(_read(file, facts))
+    except NotReadable as error:
+        raise ConfigError("checkpoint", file, f"cannot be read: it {error}", RESTORE) from error
+
+
+def _tensors(file: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
     try:
-        load_model(module, str(folder / "model.safetensors"))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise ConfigError(
-            "checkpoint", folder / "model.safetensors", f"does not hold this model's weights ({error})", "restore it"
-        ) from error
-    return Bundle(folder, module.eval(), spec, read_json(folder / "statement.json"))
+        return load(_read(file, facts))
+    except Exception as error:  # SafetensorError, or what torch says of shapes and types that cannot be
+        problem = f"does not hold weights ({type(error).__name__}: {error})"
+        raise ConfigError("checkpoint", file, problem, RESTORE) from error
+
+
+def _read(file: Path, facts: dict[str, Any]) -> bytes:
+    """The bytes that have the digest listed; what is read here is what is used."""
+    data = file.read_bytes()
+    if facts[file.name] != {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}:
+        raise ConfigError("checkpoint", file, "does not match its digest: changed or truncated", RESTORE)
+    return data
 
 
 def _sync(path: Path) -> None:

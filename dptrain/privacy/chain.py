@@ -107,6 +107,8 @@ def read_row(expected: int, previous: str | None, sequence: int, text: str, writ
     """
     if sequence != expected:
         raise LedgerBroken(expected, "is missing")
+    if not (isinstance(text, str) and isinstance(written_hash, str)):  # SQLite keeps what it is given
+        raise LedgerBroken(sequence, "was changed: it holds no text")
     if row_hash(text) != written_hash:
         raise LedgerBroken(sequence, "was changed: its content does not have its hash")
     try:

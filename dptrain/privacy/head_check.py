@@ -42,6 +42,8 @@ def check_ledger(statement: dict[str, Any], heads: list[dict[str, Any]], verdict
         _check_here(statement, block, others, verdict)
     except DptrainError as error:
         verdict.add("ledger", MISMATCH, f"the ledger here does not stand: {error}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a row that is no row
+        verdict.add("ledger", MISMATCH, f"the ledger here cannot be read ({type(error).__name__}: {error})")
 
 
 def _check_block(statement: dict[str, Any], block: dict[str, Any], verdict: Verdict) -> None:
@@ -113,7 +115,9 @@ def _check_file(statement: dict[str, Any], place: str, heads: list[dict[str, Any
         verdict.add("ledger", MISMATCH, wrong)
     else:
         row = block["head"]["sequence"]
-        verdict.add("ledger", OK, f"row {row} and this run's entry {block['entry']} stand in the ledger here")
+        newer = "its newest" if end.sequence == row else f"which went on to row {end.sequence}"
+        detail = f"row {row} and this run's entry {block['entry']} stand in the ledger here, {newer}"
+        verdict.add("ledger", OK, detail)
 
 
 def _entry_differs(statement: dict[str, Any], store: Any, connection: Any) -> str:
@@ -125,9 +129,7 @@ def _entry_differs(statement: dict[str, Any], store: Any, connection: Any) -> st
         if sequence == number:
             entry = body
         if body.get("entry") == number and body.get("kind") in ("settle", "abandon", "commit"):
-            charged = body["steps"]
-            if body["kind"] != "commit":
-                break
+            charged = body["steps"]  # of the last such row: a run that was stopped may have gone on
     if entry is None or entry.get("kind") != "reserve" or entry.get("account") != block["account"]:
         return f"row {number} of the ledger is no reservation on account '{block['account']}'"
     if mechanism is None or mechanism["beside"] or mechanism["trials"] is not None:

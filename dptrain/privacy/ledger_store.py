@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain.errors import ConfigError, one_line
-from dptrain.privacy.chain import Head
+from dptrain.privacy.chain import Head, LedgerBroken
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -142,7 +142,10 @@ class LedgerStore:
     def head(self, connection: Connection) -> Head | None:
         """The head as written; its signature is not checked here."""
         found = connection.execute(self._head.select()).mappings().first()
-        return Head.from_json(dict(found)) if found else None
+        try:
+            return Head.from_json(dict(found)) if found else None
+        except ValueError as error:
+            raise LedgerBroken("head", "was changed: it is no head of a ledger") from error
 
     def rows(self, connection: Connection, after: int = 0) -> Iterator[tuple[int, str, str]]:
         """(sequence, text, hash) of the rows behind ``after``, in order."""
@@ -170,7 +173,10 @@ class LedgerStore:
         found = connection.execute(self._secret.select()).first()
         if found is None:
             raise ConfigError("ledger", self.place, "has lost its secret", "restore the ledger from a copy")
-        return bytes.fromhex(found[0])
+        try:
+            return bytes.fromhex(found[0])
+        except (TypeError, ValueError) as error:
+            raise LedgerBroken("secret", "was changed: it is no secret of a ledger") from error
 
     def close(self) -> None:
         """Lets go of the database."""

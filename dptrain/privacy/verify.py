@@ -10,35 +10,41 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dptrain.bundle_files import SIGNED_FILES, bundle_folder, file_facts, is_as_listed, verify_files
+from dptrain.bundle_files import MANIFEST, SIGNATURE, SIGNED_FILES, bundle_folder, is_as_listed, verify_files
 from dptrain.errors import ConfigError
 from dptrain.privacy import statement_words as words
 from dptrain.privacy.head_check import check_ledger
 from dptrain.privacy.outside_heads import read_heads
 from dptrain.privacy.recompute import check_numbers
+from dptrain.privacy.rollback import check_rollback
 from dptrain.privacy.seal import signed_by, statement_digest
 from dptrain.privacy.statement_schema import SCHEMA, faults
 from dptrain.privacy.verdict import MISMATCH, OK, UNKNOWN, Verdict
+from dptrain.revoked_keys import refusal
 from dptrain.signing import key_id, trusted_keys
 from dptrain.untrusted_json import NotReadable, read_untrusted
 
 
-def verified(path: str | Path, key: str | Path | None = None, heads: Iterable[str] = ()) -> Verdict:
+def verified(
+    path: str | Path, key: str | Path | None = None, heads: Iterable[str] = (), after: Iterable[str] = ()
+) -> Verdict:
     """What can be said of a statement without its maker's help.
 
     Args:
         path: a release bundle, a run folder that holds one, or a statement file.
         key: public key file of the one signer to accept; None for the user's own key and those in ``trusted/``.
         heads: files that name ledger heads (``privacy/outside_heads.py``).
+        after: files that name heads which the statement must not be older than (``privacy/rollback.py``).
 
     Returns:
         The verdict; ``holds`` only where schema, signature, signer and epsilon are ok and nothing contradicts.
 
     Raises:
-        ConfigError: there is no statement at ``path``, or ``key`` or ``heads`` cannot be read.
+        ConfigError: there is no statement at ``path``; ``key``, ``heads`` or ``after`` cannot be read; or the list of
+            revoked keys was changed.
     """
     folder, file = _places(Path(path).expanduser())
-    accepted, outside = _accepted(key), read_heads(heads)
+    accepted, outside, later = _accepted(key), read_heads(heads), read_heads(after)
     verdict = Verdict(str(path))
     statement = _read(file, verdict)
     if statement is None:
@@ -51,7 +57,8 @@ def verified(path: str | Path, key: str | Path | None = None, heads: Iterable[st
         _check_no_promise(statement, verdict)
     else:
         check_numbers(statement, verdict)
-    check_ledger(statement, outside, verdict)
+    check_ledger(statement, [*outside, *later], verdict)
+    check_rollback(statement, later, verdict)
     _check_audit(statement, verdict)
     return verdict
 
@@ -63,7 +70,7 @@ def _places(path: Path) -> tuple[Path | None, Path]:
         file = folder / "statement.json"
         if not file.exists():
             raise ConfigError("path", path, "holds no statement.json", "give a run folder, its checkpoint/, or a file")
-        bundled = folder != path or any((folder / name).exists() for name in ("manifest.json", *SIGNED_FILES))
+        bundled = folder != path or any((folder / name).exists() for name in (MANIFEST, SIGNATURE, *SIGNED_FILES))
         return (folder, file) if bundled else (None, file)
     if not path.exists():
         raise ConfigError("path", path, "does not exist", "give a run folder, its checkpoint/, or a statement.json")
@@ -130,7 +137,10 @@ def _check_signature(statement: dict[str, Any], accepted: dict[str, str], verdic
         verdict.add("signature", MISMATCH, "its key is not the key it names")
         return False
     verdict.add("signature", OK, f"holds, by {name}")
-    if accepted.get(name) == block["public_key"]:
+    gone = refusal(name)
+    if gone is not None:
+        verdict.add("signer", MISMATCH, f"{gone}: nothing that it signed is believed")
+    elif accepted.get(name) == block["public_key"]:
         verdict.add("signer", OK, f"{name} is trusted here")
     else:
         remedy = f"if you know whose it is, write {block['public_key']} to FILE.pub and give key=FILE.pub"
@@ -143,21 +153,27 @@ def _check_files(statement: dict[str, Any], folder: Path | None, given: Path, ve
     if folder is None:
         verdict.add("files", UNKNOWN, "only the statement is at hand: nothing is said of any weights")
         return
+    if folder != given and folder.is_symlink():
+        verdict.add("files", MISMATCH, f"{folder.name} is a link to elsewhere")
+        return
     try:
-        verify_files(folder)
+        found = verify_files(folder)
     except (ConfigError, OSError) as error:
         problem = f"{Path(str(error.value)).name} {error.problem}" if isinstance(error, ConfigError) else str(error)
         verdict.add("files", MISMATCH, problem)
+        return
+    if found.public_key != statement["integrity"]["public_key"]:
+        verdict.add("files", MISMATCH, f"{SIGNATURE} is by another key than statement.json")
         return
     if set(listed) != set(SIGNED_FILES):
         verdict.add("files", MISMATCH, "the statement does not name the digests of the bundle's files")
         return
     for name in SIGNED_FILES:
-        if not is_as_listed(folder / name, listed[name]):
+        if found.facts[name] != listed[name]:
             verdict.add("files", MISMATCH, f"{name} is not the file that the statement was made for")
             return
-    copy, own = given / "statement.json", folder / "statement.json"
-    if folder != given and copy.is_file() and not is_as_listed(copy, file_facts(own)):
+    copy = given / "statement.json"
+    if folder != given and copy.is_file() and not is_as_listed(copy, found.facts["statement.json"]):
         verdict.add("files", MISMATCH, "statement.json of the run folder is not that of its checkpoint")
         return
     verdict.add("files", OK, "weights, model description and manifest are those the statement was made for")

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dptrain.bundle_files import verify_files
+from dptrain.bundle_files import FILES, file_facts, manifest_text, signature_text, verify_files
 from dptrain.checkpoint.bundle import load_bundle, save_bundle
 from dptrain.errors import ConfigError
 from dptrain.models.build import ModelSpec, build_model
+from dptrain.signing import load_signer
 
 SPEC = ModelSpec(
     name="mlp", options={"hidden": [5]}, raw_shape=(4,), input_shape=(4,), num_outputs=3, task="multiclass"
@@ -29,14 +30,10 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def reseal(bundle: Path) -> None:
-    """Rewrites the manifest so that only what lies behind it can catch a change."""
-    import hashlib
-
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    for name in manifest["files"]:
-        data = (bundle / name).read_bytes()
-        manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    """Rewrites and signs the manifest so that only what lies behind it can catch a change."""
+    text = manifest_text({name: file_facts(bundle / name) for name in FILES})
+    (bundle / "manifest.json").write_text(text)
+    (bundle / "signature.json").write_text(signature_text(text.encode(), load_signer()))
 
 
 def test_what_is_saved_is_loaded(bundle: Path) -> None:
@@ -95,6 +92,8 @@ DAMAGE = {
         "model.safetensors",
     ),
     "missing weights": (lambda b: (b / "model.safetensors").unlink(), "model.safetensors"),
+    "missing signature": (lambda b: (b / "signature.json").unlink(), "signature.json"),
+    "signature of junk": (lambda b: (b / "signature.json").write_bytes(b"\x80\x04junk"), "signature.json"),
     "missing manifest": (lambda b: (b / "manifest.json").unlink(), "manifest.json"),
     "manifest of junk": (lambda b: (b / "manifest.json").write_bytes(b"\x80\x04junk"), "manifest.json"),
     "manifest of another shape": (lambda b: (b / "manifest.json").write_text("[1, 2]"), "manifest.json"),
@@ -131,6 +130,16 @@ def test_damage_is_refused_and_the_file_named(bundle: Path, name: str) -> None:
         {"surprise": 1},
         {"input_shape": [9]},
         {"schema": "other/1"},
+        {"options": {"hidden": [2_000_000_000]}},
+        {"options": {"hidden": [3] * 1000}},
+        {"num_outputs": -1},
+        {"num_outputs": "3"},
+        {"input_shape": [2**31 - 1, 2**31 - 1]},
+        {"raw_shape": "4"},
+        {"class_names": [1]},
+        {"features": "no_such_map"},
+        {"replace_batchnorm": 1},
+        {"task": None},
     ],
     ids=str,
 )

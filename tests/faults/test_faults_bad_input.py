@@ -207,19 +207,9 @@ def test_runs_that_are_none(command: str, base: list[str], capsys: pytest.Captur
 
 
 def test_a_leak_is_rejected_with_its_own_exit_code(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A memorising model under a statement that claims epsilon 0.1: the audit says so and exits with 4."""
-    import hashlib
-
-    learn = ["data.options.count=2000", "data.public_size=2000", "privacy=off", "ledger.uri=none"]
-    learn += ["privacy.epochs=1", "run.dir=leak"]
+    """Scores that tell every member, under an honestly signed claim of epsilon 0.1: the audit exits with 4."""
+    learn = ["data.options.count=2000", "data.public_size=2000", "privacy.epsilon=0.1", "run.dir=leak"]
     assert run(["train", *base, *learn]) == 0
-    statement = read_json(Path("leak/checkpoint/statement.json"))
-    statement |= {"private": True, "guarantee": {"epsilon": 0.1, "delta": 1e-5}}
-    Path("leak/checkpoint/statement.json").write_text(json.dumps(statement))
-    manifest = read_json(Path("leak/checkpoint/manifest.json"))
-    data = Path("leak/checkpoint/statement.json").read_bytes()
-    manifest["files"]["statement.json"] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    Path("leak/checkpoint/manifest.json").write_text(json.dumps(manifest))
     # The attack is handed scores that tell every member: what matters here is what the recipe does with them.
     import numpy as np
 

@@ -74,7 +74,7 @@ def test_one_unit_more_changes_no_shape(tmp_path: Path, monkeypatch: pytest.Monk
     one, other = (train(tmp_path / str(size), size, monkeypatch) for size in (300, 301))
     plans = [read_json(folder / "plan.json") for folder in (one, other)]
     assert plans[0] == plans[1]
-    for name in ("model.safetensors", "model.json", "statement.json", "manifest.json"):
+    for name in ("model.safetensors", "model.json", "statement.json", "manifest.json", "signature.json"):
         assert (one / "checkpoint" / name).stat().st_size == (other / "checkpoint" / name).stat().st_size, name
     logs = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, other)]
     assert [list(record) for record in logs[0]] == [list(record) for record in logs[1]]

@@ -75,6 +75,7 @@ def test_the_whole_way_on_digits(
         "model.json",
         "statement.json",
         "manifest.json",
+        "signature.json",
     }
     result, plan = read_json(folder / "result.json"), read_json(folder / "plan.json")
     assert result["epsilon"] == plan["epsilon"] <= 3.0
