@@ -198,6 +198,8 @@ def _settings(facts: dict[str, Any], path: Path, changes: Any) -> TrainConfig:
         asked = OmegaConf.to_container(changes)
     except Exception as error:
         raise ConfigError("file", stored, f"cannot be read ({one_line(str(error))})", "restore or remove it") from error
+    if not isinstance(on_disk, dict):
+        raise ConfigError("file", stored, "holds no settings", "restore or remove it")
     for key, value in _leaves(on_disk) + _leaves(asked):
         if not key.startswith(FREE):
             refuse_drift(key, base.get(key), value)
