@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from dptrain.gradients.bookkeeping.lifted import direct, is_of_rows
 
-CHUNK = 1 << 25
+CHUNK = 1 << 22
 """Bytes of units' gradients that go back through f at once: what f keeps in between is some ten times as much."""
 
 
