@@ -39,9 +39,9 @@ def column_facts(cells: np.ndarray, column: ColumnConfig, field: str) -> ColumnF
 
     count = max(len(cells), 1)
     if column.categories is not None:
-        known = codes(cells, column.categories) >= 0
-        missing = np.asarray(pd.Series(cells, dtype=object).isin(MISSING)) & ~known
-        return ColumnFacts(float(missing.sum() / count), float((~known & ~missing).sum() / count), 0.0)
+        strange = cells[codes(cells, column.categories) < 0]
+        missing = int(pd.Series(strange, dtype=object).isin(MISSING).sum())
+        return ColumnFacts(missing / count, (len(strange) - missing) / count, 0.0)
     assert column.low is not None and column.high is not None
     value = numbers(cells, field)
     missing = np.isnan(value)
