@@ -143,7 +143,10 @@ def readable(error: Exception) -> Exception:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     if not type(error).__module__.startswith(("hydra", "omegaconf", "yaml")):
-        return error
+        if not _while_composing(error):
+            return error
+        problem = f"cannot be composed ({type(error).__name__}: {one_line(str(error))[:200]})"
+        return ConfigError("config", "", problem, "see 'dptrain configs list'")
     ours = [c for c in causes if type(c).__module__.startswith(("hydra", "omegaconf", "yaml"))]
     # OmegaConf raises templates ("$VALUE ...") that an outer error fills in.
     message = one_line(" ".join(dict.fromkeys(str(c) for c in reversed(ours) if "$" not in str(c))))
@@ -165,6 +168,16 @@ def readable(error: Exception) -> Exception:
     return ConfigError(
         full.group(1) if full else "command line", _value_of(message), text, "see 'dptrain configs list'"
     )
+
+
+def _while_composing(error: BaseException) -> bool:
+    """Whether an error that is none of Hydra's own came out of its reading: a file that is no text, or no map."""
+    trace, last = error.__traceback__, ""
+    while trace is not None:
+        room = str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+        last = room if room.startswith(("dptrain", "hydra", "omegaconf", "yaml", "antlr4")) else last
+        trace = trace.tb_next
+    return last in ("hydra", "omegaconf", "yaml", "antlr4")
 
 
 def _value_of(message: str) -> str:

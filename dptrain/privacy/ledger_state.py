@@ -131,7 +131,7 @@ class State:
                 self._reserve(row)
             case "commit":
                 entry = self.entries[row["entry"]]
-                self._charge(entry, row["steps"] - entry.committed_steps)
+                self._charge(entry, _count(row["steps"]) - entry.committed_steps)
                 entry.committed_steps, entry.status = row["steps"], "running"
             case "resume":
                 self.entries[row["entry"]].attempt = row["attempt"]
@@ -167,13 +167,13 @@ class State:
         entry = EntryState(
             entry=row["sequence"],
             created=row["time"],
-            prices=tuple(row["prices"]),
+            prices=tuple(_count(price) for price in row["prices"]),
             epsilon_account_before=row["epsilon_account_before"],
             epsilon_account_after=row["epsilon_account_after"],
             **{name: row[name] for name in names},
         )
         account = self.accounts[entry.account]
-        account.reserved = account.with_more(entry.prices, entry.planned_steps)
+        account.reserved = account.with_more(entry.prices, _count(entry.planned_steps))
         account.entries.append(entry.entry)
         self.entries[entry.entry] = entry
         self.open_now.add(entry.entry)
@@ -185,7 +185,7 @@ class State:
 
     def _close(self, row: dict[str, Any]) -> None:
         entry = self.entries[row["entry"]]
-        self._charge(entry, row["steps"] - entry.committed_steps)
+        self._charge(entry, _count(row["steps"]) - entry.committed_steps)
         account = self.accounts[entry.account]
         account.reserved = account.with_more(entry.prices, row["steps"] - entry.planned_steps)
         entry.steps_done, entry.reason = row["steps"], row.get("reason", "")
@@ -200,3 +200,10 @@ class State:
         entry.committed_steps, entry.steps_done = entry.steps_done, None
         entry.attempt, entry.status, entry.reason = row["attempt"], "running", ""
         self.open_now.add(entry.entry)
+
+
+def _count(value: Any) -> int:
+    """A number of steps, or a price: whole, and never negative, which would give back what was spent."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{str(value)[:40]} is no whole number of at least 0")
+    return value

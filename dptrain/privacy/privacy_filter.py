@@ -219,5 +219,8 @@ def least_limit(event: Event, epsilon: float, delta: float) -> float:
 
 
 def rules_from(rows: Sequence[dict[str, Any]]) -> tuple[Rule, ...]:
-    """Rules as the ledger holds them."""
-    return tuple(Rule(float(row["order"]), float(row["delta"])) for row in rows)
+    """Rules as the ledger holds them. Raises ValueError: an order or a share that no rule has."""
+    rules = tuple(Rule(float(row["order"]), float(row["delta"])) for row in rows)
+    if not rules or not all(1.0 < rule.order < math.inf and 0.0 < rule.delta < 1.0 for rule in rules):
+        raise ValueError("an order or a share of delta is out of range")
+    return rules
