@@ -35,6 +35,9 @@ WORTH_COMPILING = 300_000_000
 """Normals of a run from which on loading compiled transforms (half a second; four where they were never used before)
 is made up for."""
 
+WORTH_A_THREAD = 1_000_000
+"""Normals of a step from which on another core that is idle meanwhile draws them."""
+
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float64": None}
 
 
@@ -67,9 +70,11 @@ def build_noise(
     assert plan.epsilon is not None
     std = plan.mechanism.noise_std
     on_cpu = device.type == "cpu" or grid is not None
-    quick = on_cpu and num_parameters * plan.steps >= WORTH_COMPILING and _can_compile()
+    quick = on_cpu and worth_compiling(num_parameters * plan.steps)
+    idle = on_cpu and num_parameters >= WORTH_A_THREAD and _cores() > torch.get_num_threads()
     if grid is None:
-        return FastNoise(keystream, std, device, compiled=quick)
+        fast = FastNoise(keystream, std, device, compiled=quick)
+        return NoiseAhead(fast) if idle else fast
     noise = SecureNoise(keystream, std / grid, compiled=quick)
     distance = plan.mechanism.expected_runs * noise.distance((num_parameters + 1) * plan.steps)
     if distance * (1.0 + math.exp(min(plan.epsilon, 700.0))) > plan.delta * NOISE_RESERVE:
@@ -79,12 +84,12 @@ def build_noise(
             f"is too small for the noise sampler's distance {distance:.2g} from a Gaussian over this run",
             "raise privacy.delta",
         )
-    return noise
+    return NoiseAhead(noise) if idle else noise
 
 
-def _can_compile() -> bool:
-    """Whether numba is installed (it is not imported yet), and words have their low half first."""
-    return importlib.util.find_spec("numba") is not None and sys.byteorder == "little"
+def worth_compiling(normals: int) -> bool:
+    """Whether a run draws so many, numba is installed (not imported yet), and words begin with their low half."""
+    return normals >= WORTH_COMPILING and importlib.util.find_spec("numba") is not None and sys.byteorder == "little"
 
 
 def _cores() -> int:
@@ -138,8 +143,6 @@ def build_trainer(
         _check_sums_stay_exact(rule, index.num_units)
         engine = build_engine(config, module, row_loss, rule)
         noise = build_noise(plan, keystream, count, grid, device)
-        if grid is not None and _cores() > torch.get_num_threads():
-            noise = NoiseAhead(noise)  # a core is idle while the sum is computed
 
     def batches(draw: Tensor) -> Iterator[PhysicalBatch]:
         return physical_batches(draw, rows, index, config.execution.physical_batch_size, device)
@@ -153,6 +156,7 @@ def build_trainer(
         engine=engine,
         noise=noise,
         grid=grid,
+        compiled=plan.is_private and worth_compiling(count * plan.steps),
         intend=intend,
         optimizer=optimizer,
         schedule=build_schedule(config.optimizer, optimizer, plan.steps),
