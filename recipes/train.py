@@ -68,7 +68,10 @@ def go_on(path: str, given: list[str]) -> dict[str, Any]:
     from dptrain.training import stages
 
     begun = stages.begin(path, given)
-    return run(begun.config, begun)
+    try:
+        return run(begun.config, begun)
+    finally:
+        begun.lock.release()
 
 
 def main(arguments: list[str]) -> None:

@@ -28,6 +28,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from dptrain.data.source import Rows, Source, SourceInfo, Splits
 from dptrain.errors import ConfigError
 from dptrain.keystream import Keystream
 from dptrain.privacy.ledger import open_ledger
+from dptrain.privacy.plan import Plan
 from dptrain.registry import sources
 from dptrain.run_folder import read_json
 from dptrain.training import loop, release
@@ -85,6 +87,8 @@ class Tally:
     """What came of all kills."""
 
     kills: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    """That an attempt takes when nobody kills it."""
     runs: int = 0
     resumed: int = 0
     unborn: int = 0
@@ -260,7 +264,7 @@ def trial(folder: Path, run_id: str, chance: random.Random, tally: Tally, counte
         fresh = not path.exists()
         work = (lambda: train.run(settings(folder, run_id, counted))) if fresh else (lambda: train.go_on(str(path), []))
         once = place.endswith(("settle", "bundle"))
-        ended, records = attempt(work, place, 1 if once else chance.randint(1, 6), chance.random() * 0.6)
+        ended, records = attempt(work, place, 1 if once else chance.randint(1, 6), chance.random() * tally.seconds)
         released += sum(record[:1] == b"n" for record in records)
         addresses.update(record for record in records if record[:1] == b"k")
         on_disk = counted_steps(folder, run_id, counted)
@@ -300,16 +304,29 @@ def _state_is_broken(path: Path, on_disk: int) -> bool:
 
 
 def harness(kills: int, seed: int, folder: Path) -> Tally:
-    """Carries out the kills."""
+    """Carries out the kills. The process is not to be used for anything else afterwards."""
     torch.set_num_threads(1)
     chance, tally, number = random.Random(seed), Tally(), 0
+    Plan.epsilon_at, Plan.odometer = cache(Plan.epsilon_at), _cached_odometer(Plan.odometer)  # type: ignore[method-assign]
     for counted in (True, False):  # prices and imports once, for all children
         recipe("train").run(settings(folder, f"warm-{counted}", counted))
+    tally.seconds = _seconds_of(lambda: recipe("train").run(settings(folder, "timed", True)))
     while sum(tally.kills.values()) < kills:
         left = kills - sum(tally.kills.values())
         trial(folder, f"k{number}", chance, tally, number % 4 != 3, left)
         number += 1
     return tally
+
+
+def _cached_odometer(odometer: Callable[[Plan, list[int]], list[float]]) -> Callable[[Plan, list[int]], list[float]]:
+    known = cache(lambda plan, counts: odometer(plan, list(counts)))
+    return lambda plan, counts: list(known(plan, tuple(counts)))
+
+
+def _seconds_of(work: Callable[[], Any]) -> float:
+    start = time.monotonic()
+    attempt(work, "never", 1, 0.0)
+    return time.monotonic() - start
 
 
 def main() -> int:

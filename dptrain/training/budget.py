@@ -218,6 +218,8 @@ class Budget:
             if error is None:  # else the first error is the one to show; an open entry counts whole
                 raise
         finally:
+            if self._journal is not None:
+                self._journal.release()
             if self._ledger is not None:
                 self._ledger.close()
 

@@ -171,11 +171,15 @@ def begin(run: str, given: Sequence[str] = ()) -> Begun:
         raise ConfigError("resume", run, "keeps no resume state", remedy)
     changes = _parsed(given)
     lock = RunLock(room)
-    clear_leftovers(room)
-    state, troubles = read_newest(room, key_ring(OmegaConf.select(changes, "checkpoint.key")))
-    for trouble in troubles:
-        print(f"dptrain: note: {trouble}; going on from the state before", file=sys.stderr)
-    config = _settings(state.facts, path, changes)
+    try:
+        clear_leftovers(room)
+        state, troubles = read_newest(room, key_ring(OmegaConf.select(changes, "checkpoint.key")))
+        for trouble in troubles:
+            print(f"dptrain: note: {trouble}; going on from the state before", file=sys.stderr)
+        config = _settings(state.facts, path, changes)
+    except BaseException:
+        lock.release()
+        raise
     return Begun(config, RunFolder(path, state.facts["run_id"]), state, lock)
 
 
