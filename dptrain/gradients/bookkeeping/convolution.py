@@ -15,13 +15,15 @@ from torch.nn import functional as F
 from dptrain.gradients.bookkeeping.choice import Way
 from dptrain.gradients.bookkeeping.contribution import Contribution, PerUnit, in_runs
 from dptrain.gradients.bookkeeping.norms import loud_units, squared_norms
-from dptrain.gradients.bookkeeping.seen import RowGradients, Tokens, wide
+from dptrain.gradients.bookkeeping.seen import MOST_KEPT, RowGradients, Tokens, wide
 from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter
 
 aten = torch.ops.aten
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 KEPT = ("loop", "grouped", "bands", "unfolded")
 """Ways that hold gradients as they are."""
+MUCH = 2
+"""Times what a convolution saw: gradients that take more are not held."""
 BAND = 1 << 18
 """Values of bands made at once: 1 MiB in float32."""
 MOST_COLUMNS = 1 << 26
@@ -166,7 +168,11 @@ class Convolved:
     shape: Shape
 
     def resolve(self, tape: Tape) -> Contribution:
-        return tape.chooser.take(self._key, self._ways(tape))
+        ways = self._ways(tape)
+        held = len(self.x) * self.kernel.numel() * self.x.element_size()
+        if held > max(MOST_KEPT, MUCH * (self.x.nbytes + self.g.nbytes)):
+            ways = {name: way for name, way in ways.items() if name not in KEPT}
+        return tape.chooser.take(self._key, ways)
 
     def kept(self, tape: Tape) -> PerUnit:
         ways = {name: way for name, way in self._ways(tape).items() if name in KEPT}
