@@ -122,8 +122,8 @@ def _refuse_handlers(node: Any, key: str) -> None:
 
 def _folders(arguments: Sequence[str]) -> list[str]:
     found = []
-    for word, value in zip(arguments, [*arguments[1:], None], strict=True):
+    for place, word in enumerate(arguments):
         name, _, given = word.partition("=")
-        if name in FOLDER and (given or value):
-            found.append(given or str(value))
+        if name in FOLDER:
+            found += [given] if given else arguments[place + 1 : place + 2]
     return found

@@ -1,7 +1,8 @@
-"""Keys of sealed files: which key opens which file, and a new key for all of them. Prints JSON.
+"""Keys of sealed files: which key opens which file, and a new key for all; signers to believe no more. Prints JSON.
 
 dptrain keys show
 dptrain keys rotate runs=runs
+dptrain keys revoke ed25519:... reason="left the team"     refuse all that this signing key signed; a .pub file will do
 python recipes/keys.py rotate key=env:OLD_KEY to=env:NEW_KEY
 """
 
@@ -46,6 +47,17 @@ def rotate(config: KeysConfig) -> dict[str, Any]:
     return {"key": new.id, "rotated": rotated, "retired": None if retired is None else str(retired)}
 
 
+def revoke(words: list[str]) -> None:
+    """Believes a signing key no more, for good: a key id, its public text, a .pub file or a name in trusted/."""
+    from dptrain.revoked_keys import revoke as revoke_key
+
+    reason = "".join(word.removeprefix("reason=") for word in words if word.startswith("reason="))
+    named = [word.removeprefix("key=") for word in words if not word.startswith("reason=")]
+    if len(named) != 1:
+        raise ConfigError("key", " ".join(named), "one key is needed", "give what 'dptrain verify' printed")
+    print(json.dumps(vars(revoke_key(named[0], reason)), indent=2))
+
+
 VERBS = {"show": show, "rotate": rotate}
 """Verb -> what carries it out; it returns what is printed."""
 
@@ -71,9 +83,14 @@ def main(arguments: list[str]) -> None:
     from dptrain.teach import command_help
 
     if not arguments or arguments[0] in ("-h", "--help") or "--help" in arguments:
-        print(f"{__doc__}\nverbs: {', '.join(VERBS)}\n\nkeys\n" + command_help("keys").split("\nkeys\n", 1)[1], end="")
+        print(
+            f"{__doc__}\nverbs: {', '.join(VERBS)}, revoke\n\nkeys\n" + command_help("keys").split("\nkeys\n", 1)[1],
+            end="",
+        )
+    elif arguments[0] == "revoke":
+        revoke(arguments[1:])
     elif arguments[0] not in VERBS:
-        raise ConfigError("keys", arguments[0], "is not a verb", suggest(arguments[0], VERBS))
+        raise ConfigError("keys", arguments[0], "is not a verb", suggest(arguments[0], [*VERBS, "revoke"]))
     else:
         run(arguments[0], compose("keys", arguments[1:]))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dptrain.cli import run
 from dptrain.errors import ConfigError
 from dptrain.privacy.ledger import open_ledger
 from dptrain.revoked_keys import list_file, refusal, revoke, revoked_keys
@@ -125,3 +126,13 @@ def test_revocations_at_once_make_one_chain(tmp_path: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda signer: revoke(signer.key_id), signers))
     assert set(revoked_keys()) == {signer.key_id for signer in signers}
+
+
+def test_the_command_revokes_and_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    signer = colleague(tmp_path)
+    assert run(["keys", "revoke", signer.public_key, "reason=left the team"]) == 0
+    assert json.loads(capsys.readouterr().out)["key_id"] == signer.key_id
+    assert "left the team" in str(refusal(signer.key_id))
+    for words in ([], ["nobody"], ["a", "b"]):
+        assert run(["keys", "revoke", *words]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

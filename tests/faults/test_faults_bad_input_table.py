@@ -193,7 +193,7 @@ def test_27_a_pickle_from_a_stranger(bundle: Path, capsys: pytest.CaptureFixture
         "audit run=evil.pkl",
         "report run=evil.pkl",
     ):
-        refused(command.split(), capsys, code=4 if command.startswith("verify") else 2)
+        refused([str(word) for word in command.split()], capsys, code=4 if command.startswith("verify") else 2)
     (bundle / "model.safetensors").write_bytes(pickle.dumps(Canary()))
     refused(["verify", f"path={bundle}"], capsys, code=4)
     restate(bundle, lambda statement: None)  # and even if a trusted key had signed it

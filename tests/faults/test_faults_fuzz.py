@@ -80,7 +80,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=80)
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_json_within_bounds_or_refused(data: bytes) -> None:
     try:
@@ -92,7 +92,7 @@ def test_any_bytes_are_json_within_bounds_or_refused(data: bytes) -> None:
         assert faults(value)  # nothing so small is a statement
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.builds(
@@ -112,7 +112,7 @@ def test_any_override_composes_or_is_refused(overrides: list[str]) -> None:
         one_line(error)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.dictionaries(st.sampled_from(["seed", "run", "model", "hydra", "privacy", "x"]), JSON, max_size=4))
 def test_any_experiment_composes_or_is_refused(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
     folder = tmp_path_factory.mktemp("conf")
