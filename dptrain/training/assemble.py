@@ -71,10 +71,9 @@ def build_noise(
     std = plan.mechanism.noise_std
     on_cpu = device.type == "cpu" or grid is not None
     quick = on_cpu and worth_compiling(num_parameters * plan.steps)
-    idle = on_cpu and num_parameters >= WORTH_A_THREAD and _cores() > torch.get_num_threads()
+    idle = num_parameters >= WORTH_A_THREAD and _cores() > torch.get_num_threads()
     if grid is None:
-        fast = FastNoise(keystream, std, device, compiled=quick)
-        return NoiseAhead(fast) if idle else fast
+        return FastNoise(keystream, std, device, compiled=quick)  # so quick that holding a step's noise does not pay
     noise = SecureNoise(keystream, std / grid, compiled=quick)
     distance = plan.mechanism.expected_runs * noise.distance((num_parameters + 1) * plan.steps)
     if distance * (1.0 + math.exp(min(plan.epsilon, 700.0))) > plan.delta * NOISE_RESERVE:
