@@ -1,6 +1,6 @@
 """Kills training runs with SIGKILL, resumes them, kills them again; a witness outside counts what was released.
 
-    python scripts/kill_resume.py [--kills 1000] [--seed 0]
+    python scripts/kill_resume.py [--kills 1000] [--seed 0] [--minutes 60]
 
 Each run is ``dptrain train`` on a few made-up rows in a forked process, counted in a ledger (three of four) or in its
 own journal, with leases of three steps and a state after every step. It is killed at a random moment or at a boundary:
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import random
 import signal
@@ -303,15 +304,16 @@ def _state_is_broken(path: Path, on_disk: int) -> bool:
     return bool(troubles) or state.facts["steps"] > on_disk
 
 
-def harness(kills: int, seed: int, folder: Path) -> Tally:
-    """Carries out the kills. The process is not to be used for anything else afterwards."""
+def harness(kills: int, seed: int, folder: Path, minutes: float = math.inf) -> Tally:
+    """Carries out the kills, or what of them the time allows. Afterwards the process is good for nothing else."""
     torch.set_num_threads(1)
     chance, tally, number = random.Random(seed), Tally(), 0
     Plan.epsilon_at, Plan.odometer = cache(Plan.epsilon_at), _cached_odometer(Plan.odometer)  # type: ignore[method-assign]
     for counted in (True, False):  # prices and imports once, for all children
         recipe("train").run(settings(folder, f"warm-{counted}", counted))
     tally.seconds = _seconds_of(lambda: recipe("train").run(settings(folder, "timed", True)))
-    while sum(tally.kills.values()) < kills:
+    end = time.monotonic() + 60 * minutes
+    while sum(tally.kills.values()) < kills and time.monotonic() < end:
         left = kills - sum(tally.kills.values())
         trial(folder, f"k{number}", chance, tally, number % 4 != 3, left)
         number += 1
@@ -333,11 +335,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     given = parser.parse_args()
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         os.environ["DPTRAIN_HOME"] = str(Path(name, "home"))
-        tally = harness(given.kills, given.seed, Path(name, "runs"))
+        tally = harness(given.kills, given.seed, Path(name, "runs"), given.minutes)
+    print(f"kills                                  {sum(tally.kills.values())}")
     for place, count in sorted(tally.kills.items()):
         print(f"killed {place:18} {count}")
     print(f"runs {tally.runs}, resumed {tally.resumed} times; killed before their first state {tally.unborn}")

@@ -89,8 +89,9 @@ def read_sealed(path: Path, keys: Mapping[str, MasterKey], context: str) -> byte
             raise SealBroken(path, "is cut")
         plain = bytearray(size - count * TAG)
         view, place = memoryview(plain), 0
+        buffer = memoryview(bytearray(chunk + TAG))
         for number in range(count):
-            sealed = file.read(chunk + TAG)
+            sealed = buffer[: file.readinto(buffer)]
             length = len(sealed) - TAG
             if length < 0 or place + length > len(plain):
                 raise SealBroken(path, "is cut")
