@@ -22,6 +22,8 @@ from dptrain.run_folder import RunFolder, write_json
 SCHEMA = "dptrain.gate/1"
 FILE = "gate.json"
 
+__all__ = ["NamedRows", "check_gate", "check_rows", "gate_rows", "write_outcome"]
+
 
 def check_gate(gate: GateConfig, data: DataConfig, info: SourceInfo) -> None:
     """Refuses declarations that do not fit the data's public facts. Reads no private row.
@@ -63,12 +65,14 @@ def check_rows(gate: GateConfig, columns: dict[str, ColumnConfig], info: SourceI
         gate: the settings.
         columns: declared columns, for tables.
         info: public facts; its shape and classes are always checked.
-        splits: as ``Source.load`` returns them. Tables bring ``cells``, their text before it was encoded.
+        splits: as ``load_capped`` returns them: its ``uncapped`` rows are looked at, where it has any. Tables bring
+            ``cells``, their text before it was encoded.
 
     Raises:
         ConfigError: a check on columns was declared, and the source hands over no cells.
     """
-    rows, cells = splits.train, getattr(splits, "cells", None)
+    uncapped, cells = getattr(splits, "uncapped", None), getattr(splits, "cells", None)
+    rows = splits.train if uncapped is None else uncapped
     if columns and cells is None:
         for name in ("max_null_share", "max_outside_share", "whole_numbers"):
             if getattr(gate, name) not in (None, []):
@@ -97,7 +101,7 @@ def gate_rows(
         gate: the settings.
         data: declared columns are its.
         info: public facts.
-        splits: as the source gave them.
+        splits: as for ``check_rows``.
         named: the rows that will be trained on, and what names them.
         folder: of the run that asks; where rows are refused it is made, for its ``internal/gate.json``.
 
