@@ -267,7 +267,7 @@ def train(
     try:
         outcome = trainer.run(on_step, executed, before)
         if keeper is not None:
-            keeper.keep(outcome.steps_done, outcome.seconds, wait=True)
+            keeper.keep(outcome.steps_done, outcome.seconds)  # written while the bundle is made
         if executed == setup.plan.steps:  # killed behind its last step: what is left is to look, and to release
             recorder.last = {**recorder.last, "step": executed, **recorder.evaluate()}
         if outcome.status == "stopped" and last[0] > executed:
