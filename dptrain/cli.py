@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": "runs side by side: epsilon, spend, accuracy, cost, and a plot",
     "verify": "check what a checkpoint promises: numbers, signature, files, ledger head",
     "register": "a verified bundle as a version of a registered MLflow model",
+    "sync": "send the tracker what it missed of a run",
     "configs": "list and copy the shipped configs",
     "completion": 'shell completion: eval "$(dptrain completion bash)"',
 }

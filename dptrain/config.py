@@ -16,6 +16,7 @@ from dptrain.config_budget import BudgetConfig, LedgerConfig
 from dptrain.config_checkpoint import CheckpointConfig, KeysConfig
 from dptrain.config_compare import CompareConfig, RegisterConfig
 from dptrain.config_gate import GateConfig, QuarantineConfig
+from dptrain.config_tracking import TrackingConfig
 from dptrain.config_tuning import EvaluationConfig, ReleaseConfig, TuningConfig
 from dptrain.config_verify import VerifyConfig
 from dptrain.errors import ConfigError
@@ -252,23 +253,6 @@ class ExecutionConfig:
         _number("execution.memory_limit", self.memory_limit, low=1)
         device = self.device.split(":")
         _choice("execution.device", device[0], ["auto", "cpu", "cuda"])
-
-
-@dataclass
-class TrackingConfig:
-    """Where metrics are copied to. The run folder stays the truth."""
-
-    name: str = "mlflow"
-    """mlflow or none."""
-    uri: str | None = None
-    """MLflow store; default ``sqlite:///mlflow.db`` in the directory of launch."""
-    experiment: str = "dptrain"
-    """Experiment of the public tier; internal results go to ``<experiment>-internal``."""
-    register_as: str | None = None
-    """Register the finished bundle as a version of this model."""
-
-    def __post_init__(self) -> None:
-        _choice("tracking.name", self.name, ["mlflow", "none"])
 
 
 @dataclass

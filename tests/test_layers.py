@@ -32,6 +32,7 @@ FLOOR = {
     "config_checkpoint": 0,
     "config_compare": 0,
     "config_gate": 0,
+    "config_tracking": 0,
     "config_tuning": 0,
     "sweep": 0,
     "config_verify": 0,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from dptrain.config import TrackingConfig
 from dptrain.run_folder import RunFolder, read_json
 from dptrain.tracking.choose import make_tracker
+from dptrain.tracking.replay import keep_unsent, send_unsent
 
 
 def attach_files(folder: RunFolder, files: list[Path], server: str | None) -> bool:
@@ -26,16 +29,23 @@ def attach_files(folder: RunFolder, files: list[Path], server: str | None) -> bo
 def log_internal(
     folder: RunFolder, metrics: dict[str, float], files: list[Path], note: str, server: str | None
 ) -> bool:
-    """Puts internal-tier results into the internal experiment, as a run of the same name."""
+    """Puts internal-tier results into the internal experiment, as a run of the same name.
+
+    They are written down first; what does not arrive stays in the internal room for ``dptrain sync``.
+    """
     result = read_json(folder.result)
     if not result.get("mlflow_run_id") or not _may_reach(result, server):
         return True
-    tracker = make_tracker(_tracking(result), internal=True)
-    tracker.start(folder.run_id, {"run_id": folder.run_id}, {"dp.tier": "internal"}, note)
-    tracker.log(int(result["steps"]), metrics, 0.0)
-    for file in files:
-        tracker.artifact(file)
-    return tracker.finish("finished")
+    item = {
+        "experiment": result.get("experiment", "dptrain"),
+        "run_id": folder.run_id,
+        "started_ms": int(time.time() * 1000),
+        "note": note,
+        "step": int(result["steps"]),
+        "metrics": metrics,
+        "files": [os.path.relpath(file, folder.path) for file in files],
+    }
+    return send_unsent(keep_unsent(folder, item), server or result.get("tracking_uri"), allow_http=True)
 
 
 def _may_reach(result: dict[str, Any], server: str | None) -> bool:
@@ -48,4 +58,6 @@ def _may_reach(result: dict[str, Any], server: str | None) -> bool:
 
 
 def _tracking(result: dict[str, Any]) -> TrackingConfig:
-    return TrackingConfig(uri=result.get("tracking_uri"), experiment=result.get("experiment", "dptrain"))
+    """Settings of the run's own store; one without TLS is named by the user, or it is not reached (``_may_reach``)."""
+    uri, experiment = result.get("tracking_uri"), result.get("experiment", "dptrain")
+    return TrackingConfig(uri=uri, experiment=experiment, allow_http=True)

@@ -21,4 +21,4 @@ def make_tracker(config: TrackingConfig, internal: bool = False) -> Tracker:
     from dptrain.tracking.mlflow import MlflowTracker, internal_experiment
 
     name = internal_experiment(config.experiment) if internal else config.experiment
-    return MlflowTracker(config.uri, name)
+    return MlflowTracker(config.uri, name, allow_http=config.allow_http)

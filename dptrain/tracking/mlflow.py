@@ -12,25 +12,32 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import re
+import secrets
 import shlex
 import sys
 import time
 import warnings
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dptrain.config_tracking import shown
 from dptrain.errors import ConfigError, one_line
 from dptrain.tracking.budget import statement_tags
 from dptrain.tracking.outbox import Outbox, Points
+from dptrain.tracking.state import STATE, State, write_state
 from dptrain.tracking.store import REMEDY, creation_lock, resolve_store
 from dptrain.tracking.verified import verified_statement
 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 LONGEST_PARAM, LONGEST_TAG, MOST_PARAMS = 6000, 8000, 100
-FIRST_ANSWER = {True: 25.0, False: 120.0}
-"""Seconds to wait for a new run's id: from a server, and from an embedded store (which may have to be made)."""
+FIRST_ANSWER = {True: 0.0, False: 120.0}
+"""Seconds to wait for a new run's id: from a server, which may be slow or gone and is asked in the background, and
+from an embedded store, which may have to be made."""
 VIEW = "compareRunsMode=CHART&workflowType=machine_learning"
 """Opens MLflow's page on the runs of an experiment, charts in front."""
 
@@ -50,13 +57,23 @@ class MlflowTracker:
         uri: ``tracking.uri``; None for ``mlflow.db`` in the working directory, artifacts in ``mlruns`` beside it.
         experiment: name of the experiment; made when absent.
         patience: seconds without progress after which ``finish`` gives up.
+        allow_http: whether a server on another host may be spoken to without TLS.
+        earlier: how far an earlier process came with the same run; its id, where it is known, is gone on with, and
+            what the store has already is not sent again.
 
     Raises:
         ConfigError: the address is no MLflow store.
     """
 
-    def __init__(self, uri: str | None, experiment: str, patience: float = 15.0) -> None:
-        self._store = resolve_store(uri)
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        patience: float = 15.0,
+        allow_http: bool = False,
+        earlier: State | None = None,
+    ) -> None:
+        self._store = resolve_store(uri, allow_http)
         self._experiment = experiment
         self._patience = patience
         self._mlflow: Any = None
@@ -64,7 +81,12 @@ class MlflowTracker:
         self._experiment_id: str | None = None
         self._run_id: str | None = None
         self._attached = False
-        self._started = time.time()
+        begun = int(time.time() * 1000)
+        self._state = earlier or State(self._store.shown, experiment, secrets.token_hex(16), begun)
+        self._state_file: Path | None = None
+        self._incomplete = False
+        self._replaying = earlier is not None
+        self._doubtful_run = self._doubtful_points = self._replaying
         self._outbox: Outbox | None = None
         self.registered: str | None = None
         """The model version that ``register`` made, once it is known."""
@@ -81,9 +103,14 @@ class MlflowTracker:
 
     @property
     def trouble(self) -> str | None:
-        """The last thing that went wrong, as one line."""
+        """The last thing that went wrong, as one line; at the end of a run with the command that sends the rest."""
         error = self._outbox.trouble if self._outbox else None
-        return None if error is None else _reason(error)
+        if not self._incomplete or self._state_file is None:
+            return None if error is None else _reason(error)
+        folder = os.path.relpath(self._state_file.parent.parent)
+        place = f" tracking.uri={shlex.quote(self.uri)}" if self._store.is_server else ""
+        why = "it was too slow" if error is None else _reason(error)
+        return f"{why}; 'dptrain sync run={shlex.quote(folder)}{place}' sends the rest"
 
     def start(self, run_name: str, params: dict[str, str], tags: dict[str, str], note: str) -> str | None:
         """Opens a run; ``note`` becomes its description.
@@ -94,20 +121,20 @@ class MlflowTracker:
         Raises:
             ConfigError: an embedded store cannot be used. A server's troubles never raise.
         """
-        self._started = time.time()
         tags = {key: value[:LONGEST_TAG] for key, value in tags.items()}
         tags |= {"mlflow.note.content": note[:LONGEST_TAG], "mlflow.source.name": "dptrain"}
+        tags["dp.session"] = self._state.session
 
         def open_run() -> None:
             with creation_lock(self._store):  # the client makes the tables of an embedded store
                 experiment_id = self._find_experiment()
-            run = self._client.create_run(experiment_id, int(self._started * 1000), tags, run_name)
-            self._run_id = run.info.run_id
-
-        def log_params() -> None:
-            rows = [self._mlflow.entities.Param(key, str(value)[:LONGEST_PARAM]) for key, value in params.items()]
-            for first in range(0, len(rows), MOST_PARAMS):
-                self._client.log_batch(self._run_id, params=rows[first : first + MOST_PARAMS])
+            made = self._made_before(experiment_id) if self._doubtful_run else None
+            if made is None:
+                self._doubtful_run = True  # until the answer is here, the store may have made it or not
+                run = self._client.create_run(experiment_id, self._state.started_ms, tags, run_name)
+                made = run.info.run_id
+            self._run_id = made
+            self._keep_state()
 
         outbox = self._connect()
         outbox.job(open_run)
@@ -116,8 +143,19 @@ class MlflowTracker:
             outbox.close(patience=0)
             problem = self.trouble or "did not answer"
             raise ConfigError("tracking.uri", self.uri, problem, f"{REMEDY}, or tracking=none")
-        outbox.job(log_params)
+        self.params(params)
         return self._run_id
+
+    def params(self, params: dict[str, str]) -> None:
+        """Hands over the run's settings; sending them again changes nothing."""
+
+        def send() -> None:
+            rows = [self._mlflow.entities.Param(key, str(value)[:LONGEST_PARAM]) for key, value in params.items()]
+            for first in range(0, len(rows), MOST_PARAMS):
+                self._client.log_batch(self._known_run(), params=rows[first : first + MOST_PARAMS])
+
+        if params:
+            self._do(send)
 
     def attach(self, run_id: str) -> None:
         """Goes on with a run that an earlier command opened; its status stays as it is."""
@@ -127,14 +165,22 @@ class MlflowTracker:
     def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
         """Hands over one step's metrics; returns at once. They share a batch, a step and a time stamp."""
         named = {
-            re.sub(r"[^/\w.\- :]", "_", name): float(value) for name, value in metrics.items() if value is not None
+            re.sub(r"[^/\w.\- :]", "_", name): float(value)
+            for name, value in metrics.items()
+            if value is not None and math.isfinite(value)
         }
-        stamp = int((self._started + seconds) * 1000)
+        stamp = self._state.started_ms + round(seconds * 1000)
         if self._outbox is not None and named:
             self._outbox.points(Points(int(step), stamp, named))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Hands over a file, or the files of a folder; it must stay as it is until ``finish``."""
+        """Hands over a file, or the files of a folder; it must stay as it is until ``finish``.
+
+        The plan is the first file of a run and tells where its folder is, which keeps how far the store has it.
+        """
+        if path.name == "plan.json" and self._state_file is None and (path.parent / STATE).parent.is_dir():
+            self._state_file = path.parent / STATE
+            self._keep_state()
         self._do(lambda: self._send_files(path, folder))
 
     def tag(self, tags: dict[str, str]) -> None:
@@ -173,13 +219,18 @@ class MlflowTracker:
 
         self._do(register_version)
 
-    def finish(self, status: str) -> bool:
-        """Delivers what waits, then closes the run as finished, stopped or failed. True when everything arrived."""
+    def finish(self, status: str | None) -> bool:
+        """Delivers what waits, then closes the run as finished, stopped or failed (None leaves it open). True when
+        everything arrived."""
         if self._outbox is None:
             return False
-        if not self._attached:
-            self._do(lambda: self._client.set_terminated(self._run_id, STATUS[status]))
-        return self._outbox.close(self._patience)
+        if status is not None and (self._replaying or not self._attached):
+            ended = STATUS[status]
+            self._do(lambda: self._client.set_terminated(self._known_run(), ended))
+        arrived = self._outbox.close(self._patience)
+        self._state.complete, self._incomplete = arrived, not arrived
+        self._keep_state()
+        return arrived
 
     def open_command(self) -> str:
         """The shell command that shows the runs, on this machine only."""
@@ -199,7 +250,7 @@ class MlflowTracker:
     def _connect(self) -> Outbox:
         if self._outbox is None:
             self._mlflow = _import_mlflow(with_database=not self._store.uri.startswith("http"))
-            self._outbox = Outbox(self._send_points, self._is_lasting)
+            self._outbox = Outbox(self._send_points, self._is_lasting, bounded=not self._replaying)
         return self._outbox
 
     @property
@@ -233,13 +284,47 @@ class MlflowTracker:
         assert self._experiment_id is not None
         return self._experiment_id
 
+    def _made_before(self, experiment_id: str) -> str | None:
+        """The run that carries this session's tag: an earlier attempt made it, though the answer was lost."""
+        wanted = f"tags.`dp.session` = '{self._state.session}'"
+        found = self._client.search_runs([experiment_id], filter_string=wanted, max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _keep_state(self) -> None:
+        if self._state_file is not None:
+            self._state.run_id = self._run_id
+            with suppress(OSError):  # a full disk is the run's own trouble, and told there
+                write_state(self._state_file, self._state)
+
     def _send_points(self, batch: list[Points]) -> None:
         rows = [
             self._mlflow.entities.Metric(name, value, points.timestamp, points.step)
             for points in batch
             for name, value in points.metrics.items()
         ]
-        self._client.log_batch(self._known_run(), metrics=rows)
+        run_id, wanted = self._known_run(), len(rows)
+        if self._doubtful_points:
+            rows = self._unknown_to(run_id, rows)
+        self._doubtful_points = True  # until the answer is here, the store may have them or not
+        if rows:
+            self._client.log_batch(run_id, metrics=rows)
+        self._doubtful_points = self._replaying
+        self._state.points += wanted
+        self._keep_state()
+
+    def _unknown_to(self, run_id: str, rows: list[Any]) -> list[Any]:
+        """The points that the store does not have yet."""
+        known: Counter[tuple[str, int, float]] = Counter()
+        for name in dict.fromkeys(row.key for row in rows):
+            known.update((m.key, m.step, m.value) for m in self._client.get_metric_history(run_id, name))
+        missing = []
+        for row in rows:
+            identity = (row.key, row.step, row.value)
+            if known[identity] > 0:
+                known[identity] -= 1
+            else:
+                missing.append(row)
+        return missing
 
     def _send_files(self, path: Path, folder: str | None) -> None:
         if path.is_dir():
@@ -263,7 +348,7 @@ def _import_mlflow(with_database: bool) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the outbox tries again, at its own pace
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the outbox tries again, once it knows what arrived
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for name, level in (
         ("alembic", logging.WARNING),  # one line a migration
@@ -289,5 +374,8 @@ def _code(error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     text = one_line(str(error)) or type(error).__name__
-    text = re.sub(r"//[^/@\s]*@", "//", text)
+    text = shown(text)
+    for name, secret in os.environ.items():
+        if len(secret) >= 4 and re.search("PASSWORD|TOKEN|SECRET|KEY", name, re.I):
+            text = text.replace(secret, "***")
     return text if len(text) <= 200 else text[:197] + "..."

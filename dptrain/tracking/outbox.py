@@ -10,10 +10,16 @@ from dataclasses import dataclass
 
 INTERVAL = 2.0
 """Seconds that metrics may lie before they go out together."""
+FIRST_PAUSE = 0.5
+"""Seconds before the second attempt; each further pause is twice as long."""
 LONGEST_PAUSE = 30.0
 """Most seconds between two attempts while the run goes on."""
 BATCH = 1000
 """Most metric values MLflow takes in one call."""
+
+
+MOST_WAITING = 10_000
+"""Most things that wait in memory. What comes on top is left to the run folder, from where it can be sent later."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,13 @@ class Outbox:
     Args:
         send: delivers the points of several steps at once; raises when it could not.
         is_lasting: whether trying again after this error is pointless.
+        bounded: whether it leaves out what exceeds ``MOST_WAITING``; a replay, which has it all at hand, does not.
     """
 
-    def __init__(self, send: Callable[[list[Points]], None], is_lasting: Callable[[Exception], bool]) -> None:
+    def __init__(
+        self, send: Callable[[list[Points]], None], is_lasting: Callable[[Exception], bool], bounded: bool = True
+    ) -> None:
+        self._bounded = bounded
         self._send = send
         self._is_lasting = is_lasting
         self._waiting: deque[Points | Callable[[], None]] = deque()
@@ -42,6 +52,7 @@ class Outbox:
         self._closing = False
         self._abandoned = False
         self._refused = 0
+        self._reached = False
         self.tried = threading.Event()
         """Set once the first thing was delivered or failed."""
         self.trouble: Exception | None = None
@@ -50,8 +61,11 @@ class Outbox:
         self._thread.start()
 
     def points(self, points: Points) -> None:
-        """Takes the metrics of one step; they go out within a couple of seconds."""
+        """Takes the metrics of one step; they go out within a couple of seconds. Left out when too many wait."""
         with self._changed:
+            if self._bounded and len(self._waiting) >= MOST_WAITING:
+                self._refused += 1
+                return
             self._waiting.append(points)
             self._changed.notify()
 
@@ -63,23 +77,24 @@ class Outbox:
             self._changed.notify()
 
     def close(self, patience: float) -> bool:
-        """Delivers what waits; gives up after ``patience`` seconds without one success. True when all arrived."""
+        """Delivers what waits; gives up after ``patience`` seconds without one success, and after eight times that
+        whatever happens. True when all arrived."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         waiting = len(self._waiting)
         deadline = time.monotonic() + patience
+        last = time.monotonic() + 8 * patience
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._thread.join(0.05)
             if len(self._waiting) < waiting:
                 waiting = len(self._waiting)
-                deadline = time.monotonic() + patience
+                deadline = min(time.monotonic() + patience, last)
         self._abandoned = True
         return not self._thread.is_alive() and not self._waiting and not self._refused
 
     def _run(self) -> None:
-        delivered_once = False
-        pause = 0.5
+        pause = FIRST_PAUSE
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -88,12 +103,11 @@ class Outbox:
                 self._changed.wait_for(lambda: self._urgent or self._closing, timeout=INTERVAL)
                 self._urgent = False
             failed = not self._drain()
-            delivered_once = delivered_once or not failed
             if not failed:
-                pause = 0.5
+                pause = FIRST_PAUSE
                 continue
             with self._changed:
-                if self._abandoned or (self._closing and not delivered_once):
+                if self._abandoned or (self._closing and not self._reached):
                     return  # a place never reached gets one last attempt
                 self._changed.wait_for(lambda: self._closing, timeout=pause)
                 if self._closing:
@@ -112,6 +126,7 @@ class Outbox:
                     self._send([item for item in batch if isinstance(item, Points)])
                 else:
                     batch[0]()
+                self._reached = True
             except Exception as error:
                 self.trouble = error
                 self.tried.set()

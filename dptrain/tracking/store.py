@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from dptrain.config_tracking import refuse_plain_http, shown
 from dptrain.errors import ConfigError
 
 REMEDY = "use sqlite:///FILE, http(s)://SERVER, postgresql://..., or leave it unset for mlflow.db beside you"
@@ -40,17 +40,18 @@ class Store:
     @property
     def shown(self) -> str:
         """The address without user names and passwords."""
-        return re.sub(r"//[^/@]*@", "//", self.uri)
+        return shown(self.uri)
 
 
-def resolve_store(uri: str | None) -> Store:
+def resolve_store(uri: str | None, allow_http: bool = False) -> Store:
     """Checks ``tracking.uri``; nothing is made or contacted.
 
     Args:
         uri: an MLflow store; None for ``sqlite:///mlflow.db`` in the working directory.
+        allow_http: whether a server on another host may be spoken to without TLS.
 
     Raises:
-        ConfigError: the scheme is unknown, or the file is not a database.
+        ConfigError: the scheme is unknown, the file is not a database, or the server is not to be spoken to like that.
     """
     if uri is None:
         uri = "sqlite:///mlflow.db"
@@ -59,12 +60,13 @@ def resolve_store(uri: str | None) -> Store:
         return _embedded(uri)
     if scheme in SERVERS:
         if scheme != "databricks" and not urlsplit(uri).hostname:
-            raise ConfigError("tracking.uri", uri, "names no server", REMEDY)
+            raise ConfigError("tracking.uri", shown(uri), "names no server", REMEDY)
+        refuse_plain_http("tracking.uri", uri, allow_http)
         return Store(uri, None, None)
     if scheme in DATABASES:
         return Store(uri, None, Path.cwd() / "mlruns")
     problem = "MLflow no longer keeps runs in plain folders" if scheme in ("", "file") else "is of an unknown kind"
-    raise ConfigError("tracking.uri", uri, problem, REMEDY)
+    raise ConfigError("tracking.uri", shown(uri), problem, REMEDY)
 
 
 def _embedded(uri: str) -> Store:

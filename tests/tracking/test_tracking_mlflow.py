@@ -51,7 +51,7 @@ def test_tags_name_neither_person_nor_script(store: Path) -> None:
     run_id = tracker.start("run-1", {}, {}, "")
     assert tracker.finish("finished")
     tags = client_of(tracker).get_run(run_id).data.tags
-    assert set(tags) == {"mlflow.runName", "mlflow.note.content", "mlflow.source.name"}
+    assert set(tags) == {"mlflow.runName", "mlflow.note.content", "mlflow.source.name", "dp.session"}
     assert tags["mlflow.source.name"] == "dptrain"
 
 
