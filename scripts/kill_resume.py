@@ -270,15 +270,16 @@ def trial(folder: Path, run_id: str, chance: random.Random, tally: Tally, counte
         addresses.update(record for record in records if record[:1] == b"k")
         on_disk = counted_steps(folder, run_id, counted)
         tally.under += on_disk < released
-        if ended:
+        if not ended:
+            kills += 1
+            tally.kills[place] += 1
+            tally.most_over = max(tally.most_over, on_disk - released - over)
+            over = on_disk - released
+        if ended or _has_finished(path):  # a kill may come when all is done
             said = read_json(path / "statement.json")["sampling"]["steps_done"]
             tally.beyond += released > STEPS or said < released or on_disk > STEPS
             break
-        kills += 1
-        tally.kills[place] += 1
-        tally.most_over = max(tally.most_over, on_disk - released - over)
-        over = on_disk - released
-        if not _can_go_on(path, tally):
+        if not _has_a_state(path):
             tally.unborn += 1
             tally.beyond += released > 0
             break
@@ -289,9 +290,11 @@ def trial(folder: Path, run_id: str, chance: random.Random, tally: Tally, counte
     return kills
 
 
-def _can_go_on(path: Path, tally: Tally) -> bool:
-    if (path / "result.json").exists() and read_json(path / "result.json")["status"] == "finished":
-        return False
+def _has_finished(path: Path) -> bool:
+    return (path / "result.json").exists() and read_json(path / "result.json")["status"] == "finished"
+
+
+def _has_a_state(path: Path) -> bool:
     room = path / "resume"
     return room.is_dir() and any(not entry.name.startswith(".") and entry.is_dir() for entry in room.iterdir())
 
