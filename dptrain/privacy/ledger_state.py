@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +120,7 @@ class State:
                 account = self.accounts[row["account"]]
                 change = {name: row[name] for name in ("time", "was", "epsilon", "reason")}
                 account.limits.append(change)
-                account.epsilon = row["epsilon"]
+                account.epsilon = _limit(row["epsilon"])
             case "freeze":
                 self.accounts[row["account"]].frozen = row["reason"]
             case "unfreeze":
@@ -151,8 +152,8 @@ class State:
         rules = rules_from(row["rules"])
         made = Account(
             name=row["account"],
-            epsilon=row["epsilon"],
-            delta=row["delta"],
+            epsilon=_limit(row["epsilon"]),
+            delta=_limit(row["delta"]),
             unit=row["unit"],
             note=row["note"],
             created=row["time"],
@@ -200,6 +201,13 @@ class State:
         entry.committed_steps, entry.steps_done = entry.steps_done, None
         entry.attempt, entry.status, entry.reason = row["attempt"], "running", ""
         self.open_now.add(entry.entry)
+
+
+def _limit(value: Any) -> float:
+    """A limit: a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{str(value)[:40]} is no limit")
+    return value
 
 
 def _count(value: Any) -> int:

@@ -149,7 +149,7 @@ def _divergences(event: Event, orders: list[float]) -> dict[float, float]:
     was, log.disabled = log.disabled, True  # a series that does not converge is infinite here, and that is enough said
     try:
         accountant.compose(to_dp_event(event))
-    except (dp.UnsupportedEventError, NotImplementedError, ValueError) as error:
+    except (dp.UnsupportedEventError, NotImplementedError, ValueError, ArithmeticError) as error:
         shown = canonical(event).decode()[:80]
         raise ConfigError("event", shown, "has no price in Renyi divergence", "use the plan's own event") from error
     finally:
