@@ -11,7 +11,7 @@ import sys
 from dptrain.cli import COMMANDS, guarded, recipe
 from dptrain.errors import ConfigError, suggest
 
-OTHERS = {"budget", "configs", "completion"}
+OTHERS = {"budget", "data", "configs", "completion"}
 """Commands that take a verb, or a word, instead of settings that Hydra composes."""
 
 # Hydra completes a line "app key=va"; the command word is taken out before it is asked.
@@ -33,6 +33,13 @@ BASH = """_dptrain() {
                 COMPREPLY=( $(compgen -W "@VERBS@" -- "$current") )
             elif [[ "$current" != *=* ]]; then
                 COMPREPLY=( $(compgen -S = -W "@BUDGET_KEYS@" -- "$current") )
+                compopt -o nospace
+            fi ;;
+        data)
+            if [ "$COMP_CWORD" -le 2 ]; then
+                COMPREPLY=( $(compgen -W "@DATA_VERBS@" -- "$current") )
+            elif [[ "$current" != *=* ]]; then
+                COMPREPLY=( $(compgen -S = -W "@DATA_KEYS@" -- "$current") )
                 compopt -o nospace
             fi ;;
         configs) COMPREPLY=( $(compgen -W "list copy" -- "$current") ) ;;
@@ -57,11 +64,14 @@ def main(arguments: list[str]) -> None:
 def script() -> str:
     """The shell function, with every command, verb and key in it."""
     from dptrain.config_budget import BudgetConfig
+    from dptrain.config_gate import QuarantineConfig
 
     known = {
         "@COMMANDS@": " ".join(COMMANDS),
         "@COMPOSED@": "|".join(sorted(set(COMMANDS) - OTHERS)),
         "@VERBS@": " ".join(recipe("budget").VERBS),
+        "@DATA_VERBS@": " ".join(recipe("data").VERBS),
+        "@DATA_KEYS@": " ".join(field.name for field in dataclasses.fields(QuarantineConfig)),
         "@BUDGET_KEYS@": " ".join(field.name for field in dataclasses.fields(BudgetConfig)),
     }
     text = BASH

@@ -71,8 +71,7 @@ def check_rows(gate: GateConfig, columns: dict[str, ColumnConfig], info: SourceI
     Raises:
         ConfigError: a check on columns was declared, and the source hands over no cells.
     """
-    uncapped, cells = getattr(splits, "uncapped", None), getattr(splits, "cells", None)
-    rows = splits.train if uncapped is None else uncapped
+    rows, cells = splits.train if splits.uncapped is None else splits.uncapped, splits.cells
     if columns and cells is None:
         for name in ("max_null_share", "max_outside_share", "whole_numbers"):
             if getattr(gate, name) not in (None, []):

@@ -13,9 +13,10 @@ The facts are declared before any private row is read. A user's own source in fu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,10 @@ class Splits:
     public: Rows
     validation: Rows | None = None
     """Private rows held out from training for noisy evaluation; a source leaves it None."""
+    cells: Mapping[str, np.ndarray] | None = None
+    """Tables: column -> (N,) text of the training rows before it was encoded, for the gate alone."""
+    uncapped: Rows | None = None
+    """The training rows before any of a unit was left out (``units.load_capped``), for the gate alone."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def _source(config: DataConfig, seed: int, reader: Reader, separator: str) -> So
                 public = split_positions(len(rows), config.public_fraction, seed)
             else:
                 public = split_ids(ids.tolist(), config.public_fraction, seed)
-            splits = Splits(train=_part(rows, ~public), public=_part(rows, public))
+            kept = {name: cells[name][~public] for name in config.columns}
+            splits = Splits(train=_part(rows, ~public), public=_part(rows, public), cells=kept)
         else:
             held, held_ids = _rows(
                 config, reader(public_path, "data.public_path", names, separator), "data.public_path", public_path
@@ -69,7 +70,7 @@ def _source(config: DataConfig, seed: int, reader: Reader, separator: str) -> So
                     "data.public_path", public_path, f"shares values of {config.unit_column} with the private rows",
                     "keep all rows of a unit on one side",
                 )  # fmt: skip
-            splits = Splits(train=rows, public=held)
+            splits = Splits(train=rows, public=held, cells={name: cells[name] for name in config.columns})
         if len(splits.train) < 2:
             raise ConfigError("data.path", path, f"leaves {len(splits.train)} training rows", "give at least two")
         return splits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -45,7 +47,7 @@ def load_capped(source: Source, privacy: PrivacyConfig, seed: int) -> Splits:
     splits = source.load()
     known = source.info.unit == "user"
     train = limit_rows(splits.train, privacy.unit, privacy.max_rows_per_unit, seed, has_user_ids=known)
-    return Splits(train, splits.public)
+    return replace(splits, train=train, uncapped=splits.train)
 
 
 HOLD_OUT_SEED = 0x5EED

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dptrain.config import TrainConfig
+from dptrain.data.gate import check_gate
 from dptrain.data.source import Source, SourceInfo
 from dptrain.distributed import current_rank
 from dptrain.errors import ConfigError
@@ -73,6 +74,7 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
         folder.check_free()
     source = sources.build(config.data.name, config.data, config.seed, options=config.data.options)
     check_promises(config, source.info)
+    check_gate(config.gate, config.data, source.info)
     purpose = check_purpose(config, source.info)
     if check_folder and config.tuning.strategy in ("random", "grid"):
         remedy = "add --multirun and lists of values, or leave it out"

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dptrain.checkpoint.sealing_key import load_key
+from dptrain.data.gate import NamedRows, gate_rows
 from dptrain.data.manifest import manifest_digest, new_salt
 from dptrain.data.source import Rows, Splits
 from dptrain.data.units import hold_out, load_capped
@@ -64,7 +65,8 @@ class Loaded:
     splits: Splits
     manifest: dict[str, Any]
     digest: str | None = None
-    """Of the rows, under the ledger's key; None where no ledger is kept. Written nowhere but in the ledger."""
+    """Of the rows, under the ledger's key; None where no ledger is kept. Written to the ledger and to gate.json."""
+    gate: dict[str, Any] | None = None  # what the gate found
 
 
 def open_account(setup: Setup, begun: Begun | None = None) -> Ledger | None:
@@ -89,7 +91,7 @@ def read_rows(setup: Setup, ledger: Ledger | None = None, begun: Begun | None = 
     The salted digest is of the rows as the source gave them, before any feature map.
 
     Raises:
-        ConfigError: the rows do not fit what was declared about them, or are not those the run was begun with.
+        ConfigError: the rows do not fit what was declared about them, are quarantined, or not those the run began with.
     """
     config, info = setup.config, setup.source.info
     splits = load_capped(setup.source, config.privacy, config.seed)
@@ -97,20 +99,18 @@ def read_rows(setup: Setup, ledger: Ledger | None = None, begun: Begun | None = 
     if len(splits.public) == 0:
         raise ConfigError("data.public_fraction", config.data.public_fraction, "leaves no public row", "raise it")
     if config.privacy.adjacency == "zero_out" and train.num_units != info.public_size:
-        raise ConfigError(
-            "data.public_size",
-            info.public_size,
-            f"the training rows hold {train.num_units} units, and their number is public under adjacency zero_out",
-            f"set data.public_size={train.num_units}, or privacy.adjacency=add_remove",
-        )
+        problem = f"the training rows hold {train.num_units} units, and their number is public under adjacency zero_out"
+        remedy = f"set data.public_size={train.num_units}, or privacy.adjacency=add_remove"
+        raise ConfigError("data.public_size", info.public_size, problem, remedy)
     salt = new_salt() if begun is None else begun.salt
     manifest = {"salt": salt.hex(), "digest": manifest_digest(train, salt), "rows": len(train)}
     if begun is not None:
         begun.check_rows(manifest)
     digest = None if ledger is None else manifest_digest(train, ledger.secret)
+    gate = gate_rows(config.gate, config.data, info, splits, NamedRows(train, ledger, digest), setup.folder)
     train, held = hold_out(train, config.evaluation, config.seed)
     validation = None if held is None else _mapped(setup, held)
-    return Loaded(Splits(_mapped(setup, train), _mapped(setup, splits.public), validation), manifest, digest)
+    return Loaded(Splits(_mapped(setup, train), _mapped(setup, splits.public), validation), manifest, digest, gate)
 
 
 def reserve(setup: Setup, loaded: Loaded, ledger: Ledger | None, begun: Begun | None = None) -> Budget:
@@ -154,6 +154,7 @@ def describe(setup: Setup, loaded: Loaded, folder: RunFolder) -> None:
     """Writes the config, and the salted digest of the rows into the internal room."""
     write_text(folder.config, OmegaConf.to_yaml(OmegaConf.structured(setup.config)))
     write_json(folder.internal_manifest, loaded.manifest)
+    write_json(folder.internal / "gate.json", loaded.gate)
 
 
 def assemble(setup: Setup, loaded: Loaded, folder: RunFolder, budget: Budget) -> tuple[Trainer, Recorder, Tracker]:

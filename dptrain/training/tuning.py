@@ -44,6 +44,7 @@ SAME = (
     "release",
     "tuning",
     "ledger",
+    "gate",
     "tracking",
     "run",
     "seed",
