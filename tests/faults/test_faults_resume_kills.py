@@ -20,7 +20,8 @@ def test_no_killed_and_resumed_run_is_under_counted(kills: int, tmp_path: Path) 
     command = [sys.executable, str(SCRIPT), "--kills", str(kills), "--seed", "3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    figures = {name: int(number) for name, number in re.findall(r"^(\D+?) +(\d+)", done.stdout, flags=re.MULTILINE)}
+    found = re.findall(r"^([^\d\n]+?) +(\d+)", done.stdout, flags=re.MULTILINE)
+    figures = {name: int(number) for name, number in found}
     assert figures["kills"] == kills
     assert figures["noise releases seen by the witness"] > kills
     for name in (
