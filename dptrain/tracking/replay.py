@@ -57,7 +57,9 @@ def replay(path: Path, uri: str | None = None, allow_http: bool = False) -> dict
     write_state(folder.path / STATE, state)
     tracker.artifact(folder.plan)
     for record in read_metrics(folder.metrics):
-        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "seconds")}
+        numbers = {
+            k: float(v) for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "seconds")
+        }
         tracker.log(int(record["step"]), numbers, float(record["seconds"]))
     if result:
         _send_outcome(tracker, folder)
