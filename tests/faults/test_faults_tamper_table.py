@@ -272,3 +272,19 @@ def test_the_table_is_long_enough() -> None:
     counts = {"bundle": len(BUNDLE), "statement": len(STATEMENT)}
     counts |= {"ledger": len(ledger_tampered.CASES) + len(MORE_LEDGER) + 1, "data digest": 2 * len(ROWS) + len(DIGEST)}
     assert sum(counts.values()) >= 60 and min(counts.values()) >= 10, counts
+
+
+def test_weights_swapped_after_the_check_are_not_loaded(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between verifying and loading: the bytes that are loaded are those whose digest the statement names."""
+    from dptrain.checkpoint import bundle as loader
+
+    honest = loader.verified_bundle
+
+    def then_swapped(*given: Any) -> dict[str, Any]:
+        statement = honest(*given)
+        room.weights.write_bytes((room.first / "model.safetensors").read_bytes())
+        return statement
+
+    monkeypatch.setattr(loader, "verified_bundle", then_swapped)
+    with pytest.raises(ConfigError, match=r"model\.safetensors: does not match its digest"):
+        load(room.bundle)
