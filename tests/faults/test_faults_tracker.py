@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from dptrain.cli import run as dptrain
+from dptrain.run_folder import open_run
 from dptrain.tracking import outbox
+from dptrain.tracking.attach import log_internal
 from dptrain.tracking.metrics_log import MetricsLog, read_metrics
 from dptrain.tracking.mlflow import MlflowTracker
 from dptrain.tracking.state import STATE, read_state
@@ -203,3 +205,24 @@ def test_a_server_that_only_the_folder_names_is_not_spoken_to(
     (tmp_path / "result.json").write_text(json.dumps({"tracking_uri": "https://tracker.example", "status": "finished"}))
     assert dptrain(["sync", f"run={tmp_path}"]) == 2
     assert "say tracking.uri=https://tracker.example" in capfd.readouterr().err
+
+
+def test_internal_results_wait_in_the_internal_room(server: Server, tmp_path: Path, quick: None) -> None:
+    server.start()
+    run = Run(tmp_path / "run", server.uri)
+    run.record()
+    assert run.tracker.finish("finished")
+    server.kill()
+    result = {"run_id": "r", "status": "finished", "steps": 1, "experiment": "faults"}
+    result |= {"mlflow_run_id": run.tracker.run_id, "tracking_uri": server.uri}
+    (run.folder / "result.json").write_text(json.dumps(result))
+    folder = open_run(str(run.folder))
+    (folder.internal_audit).write_text("{}")
+    assert log_internal(folder, {"auc": 0.5}, [folder.internal_audit], "note", server.uri) is False
+    assert len(list(folder.internal.glob("unsent-*.json"))) == 1
+    server.start()
+    for _ in range(2):
+        assert dptrain(["sync", f"run={run.folder}"]) == 0
+    assert list(folder.internal.glob("unsent-*.json")) == []
+    assert server.points() == run.truth() + Counter({("auc", 1, 0.5): 1})
+    assert len(server.rows("run")) == 2

@@ -90,7 +90,11 @@ class Handler(BaseHTTPRequestHandler):
         if call == "runs/get":
             return {"run": run_info(next(run for run in runs if run["id"] == given["run_id"]))}, 200
         if call == "runs/search":
-            found = [run for run in runs if any(tag["value"] in given["filter"] for tag in run["tags"])]
+            found = [
+                run
+                for run in runs
+                if any(tag["key"] == "dp.session" and tag["value"] in given["filter"] for tag in run["tags"])
+            ]
             return {"runs": [run_info(run) for run in found]}, 200
         if call == "metrics/get-history":
             points = [row for row in rows("point") if row["run"] == given["run_id"]]
