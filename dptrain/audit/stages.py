@@ -13,7 +13,7 @@ import torch
 
 from dptrain.audit.attack import run_attacks
 from dptrain.audit.verdict import verdict
-from dptrain.checkpoint.bundle import Bundle, load_bundle
+from dptrain.checkpoint.bundle import Bundle, load_verified
 from dptrain.compose import typed
 from dptrain.config import AuditConfig, TrainConfig
 from dptrain.data.manifest import manifest_digest
@@ -58,7 +58,7 @@ def open_subject(config: AuditConfig) -> Subject:
             "give imports=[...] yourself",
         )
     load_user_files(config.imports)
-    bundle = load_bundle(folder.checkpoint)
+    bundle = load_verified(folder.checkpoint)
     source = sources.build(settings.data.name, settings.data, settings.seed, options=settings.data.options)
     splits = load_capped(source, settings.privacy, settings.seed)
     _check_rows(folder, splits.train)
@@ -88,6 +88,8 @@ def _check_rows(folder: RunFolder, members: Rows) -> None:
     manifest = read_json(folder.internal_manifest)
     try:
         salt, digest = bytes.fromhex(manifest["salt"]), str(manifest["digest"])
+        if not 16 <= len(salt) <= 64:
+            raise ValueError("a salt of another length")
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError("run", folder.internal_manifest, "is damaged", "restore it from a copy") from error
     if manifest_digest(members, salt) != digest:

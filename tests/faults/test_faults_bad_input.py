@@ -185,7 +185,7 @@ def test_a_run_that_was_damaged_is_not_attacked(base: list[str], capsys: pytest.
     data = bytearray(weights.read_bytes())
     data[-2] ^= 1
     weights.write_bytes(bytes(data))
-    assert "model.safetensors" in refused(["audit", "run=r", base[0]], capsys)
+    assert "model.safetensors" in refused(["audit", "run=r", base[0]], capsys, code=4)
 
 
 def test_other_rows_than_the_runs_are_not_attacked(base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
