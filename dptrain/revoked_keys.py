@@ -5,6 +5,10 @@ that is edited, dropped from the middle, moved or forged is noticed, and then no
 refuses until the list is whole again. What is cut from its end cannot be seen in the list itself; therefore the key
 file is set aside as well (a colleague's as ``trusted/NAME.pub.revoked``, one's own as ``signing.key.revoked-...``).
 
+A last row without its line end is of a revocation that a power cut or a kill cut off, and was never acknowledged. Where
+it is whole it counts. Where it is torn, one line tells so, and the key that it still names, if it does, is refused
+until somebody repeats the command; the rows before it stay believed.
+
 A revoked key says nothing of when it was lost: every bundle and statement that it ever signed is refused. Heads of
 ledgers are chained and held against copies elsewhere, and stay readable: rows that were spent stay spent.
 """
@@ -13,14 +17,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dptrain.durable import append, make_folder, sync
 from dptrain.errors import ConfigError, one_line
 from dptrain.signing import KEY_VARIABLE, Signer, canonical, home, key_id, load_signer, signature_holds, trusted_keys
 from dptrain.untrusted_json import NotReadable, parse_untrusted
@@ -52,7 +60,7 @@ def revoked_keys() -> dict[str, Revocation]:
     Raises:
         ConfigError: the list was changed, or was signed by a key that is not trusted here.
     """
-    return {row["key_id"]: Revocation(row["key_id"], row["reason"], row["time"]) for row in _rows()}
+    return {row["key_id"]: Revocation(row["key_id"], row["reason"], row["time"]) for row in _checked(_content())}
 
 
 def revoke(key: str, reason: str = "") -> Revocation:
@@ -71,7 +79,8 @@ def revoke(key: str, reason: str = "") -> Revocation:
     """
     name = _name_of(key)
     with _alone():
-        rows = _rows()
+        content = _content()
+        rows = _checked(content)
         known = {row["key_id"]: row for row in rows}
         if name not in known:
             signer = load_signer()
@@ -79,7 +88,7 @@ def revoke(key: str, reason: str = "") -> Revocation:
                 signer = _replace_own(signer)
             _keep_trusted(signer)
             row = _signed(signer, rows, name, one_line(reason)[:300])
-            _append(canonical(row) + b"\n")
+            _append(canonical(row) + b"\n", content)
             known[name] = row
         _set_aside(name)
     return Revocation(name, known[name]["reason"], known[name]["time"])
@@ -91,27 +100,59 @@ def refusal(name: str) -> str | None:
     Raises:
         ConfigError: the list of revoked keys was changed.
     """
-    found = revoked_keys().get(name)
+    content = _content()
+    found = next((row for row in _checked(content) if row["key_id"] == name), None)
     if found is not None:
-        return f"{name} was revoked here on {found.time[:10]}" + (f": {found.reason}" if found.reason else "")
+        return f"{name} was revoked here on {found['time'][:10]}" + (f": {found['reason']}" if found["reason"] else "")
+    if name == _torn_key(_split(content)[1]):
+        return f"{name} was being revoked here when the row was cut off: repeat 'dptrain keys revoke {name}'"
     aside = list(home().glob(f"signing.key.revoked-{name[8:20]}-*"))
     for file in (home() / "trusted").glob("*.pub.revoked"):
         aside += [file] if _id_in(file) == name else []
     return f"{name} was revoked here: {aside[0].name} says so, and {list_file().name} has lost it" if aside else None
 
 
-def _rows() -> list[dict[str, Any]]:
-    """The rows of the list, each checked against its place, its predecessor and its signature."""
+def _content() -> bytes:
+    """The list as it lies there; empty where there is none."""
     try:
-        data = list_file().read_bytes()
+        return list_file().read_bytes()
     except FileNotFoundError:
-        return []
+        return b""
     except OSError as error:
         raise _broken(f"cannot be read ({error.strerror})") from error
-    if not data:
-        return []
+
+
+def _split(content: bytes) -> tuple[list[bytes], bytes]:
+    """(rows that count, what is torn behind them). A last row that is whole and lacks nothing but its end counts."""
+    *rows, tail = content.split(b"\n")
+    if tail:
+        with suppress(ConfigError):
+            _row(tail, len(rows) + 1)
+            return [*rows, tail], b""
+    return rows, tail
+
+
+def _torn_key(torn: bytes) -> str | None:
+    """The key that a torn row was to revoke, where that much of it is there."""
+    named = re.search(rb'"key_id":"(ed25519:[0-9a-f]{32})"', torn)
+    return None if named is None else named[1].decode()
+
+
+@cache
+def _tell(torn: bytes) -> None:
+    """Says once a process that a revocation was cut off."""
+    repeat = f"dptrain keys revoke {_torn_key(torn) or 'KEY'}"
+    what = f"its last row was cut off while it was written, and revokes nothing: repeat '{repeat}'"
+    print(f"dptrain: note: revoked keys={list_file()}: {what}", file=sys.stderr)
+
+
+def _checked(content: bytes) -> list[dict[str, Any]]:
+    """The rows of the list, each checked against its place, its predecessor and its signature."""
+    lines, torn = _split(content)
+    if torn:
+        _tell(torn)
     trusted, previous, rows = trusted_keys(), START, []
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         row = _row(line, number)
         if row["previous"] != previous or row["sequence"] != number:
             raise _broken(f"row {number} does not follow the one before it")
@@ -174,16 +215,19 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _append(line: bytes) -> None:
-    file = list_file()
+def _append(line: bytes, content: bytes) -> None:
+    """Adds a row behind those of ``content``, all of them checked; what is torn there goes."""
+    file, (rows, torn) = list_file(), _split(content)
+    if not torn and rows and not content.endswith(b"\n"):
+        line = b"\n" + line
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(file.parent)
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(handle, line)
-            os.fsync(handle)
+            append(handle, line, len(content) - len(torn))
         finally:
             os.close(handle)
+        sync(file.parent)
     except OSError as error:
         raise ConfigError("revoked keys", file, f"cannot be written ({error.strerror})", "mend its rights") from error
 

@@ -12,11 +12,11 @@ import binascii
 import hashlib
 import json
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dptrain.durable import create_once, make_folder
 from dptrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def load_signer(path: Path | None = None) -> Signer:
     Raises:
         ConfigError: the file is not an Ed25519 key, is readable by others, or cannot be made.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
@@ -91,7 +92,7 @@ def load_signer(path: Path | None = None) -> Signer:
         raise ConfigError("signing key", file, "can be read by others", f"chmod 600 {file}")
     try:
         private = load_pem_private_key(text, password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError("signing key", file, "is not a PEM private key", "restore it from a copy") from error
     if not isinstance(private, Ed25519PrivateKey):
         raise ConfigError("signing key", file, "is not an Ed25519 key", f"name another file in {KEY_VARIABLE}")
@@ -146,20 +147,9 @@ def _make_key(file: Path) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     text = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        try:
-            os.link(temporary, file)  # unlike rename, never over a key that another process made meanwhile
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        make_folder(file.parent)
+        create_once(file, text)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(

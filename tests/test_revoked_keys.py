@@ -136,3 +136,27 @@ def test_the_command_revokes_and_says_so_in_one_line(tmp_path: Path, capsys: pyt
     for words in ([], ["nobody"], ["a", "b"]):
         assert run(["keys", "revoke", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("left", [1, 30, 60, 200, -1])
+def test_a_last_row_cut_off_while_it_was_written(left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A power cut or a kill: nobody was told that the row is there. The other rows still count."""
+    ann, ben, carl = (colleague(tmp_path, name) for name in ("ann", "ben", "carl"))
+    revoke(ann.key_id, "first")
+    whole = list_file().read_bytes()
+    revoke(ben.key_id, "second")
+    (home() / "trusted" / "ben.pub.revoked").rename(home() / "trusted" / "ben.pub")  # comes after the row
+    list_file().write_bytes(list_file().read_bytes()[: len(whole) + left if left > 0 else -1])
+    torn = list_file().read_bytes()
+    assert "first" in str(refusal(ann.key_id)) and refusal(carl.key_id) is None
+    said = capsys.readouterr().err
+    if left == -1:
+        assert "second" in str(refusal(ben.key_id)) and not said, "whole but for its line end: it counts"
+    else:
+        assert said.count("\n") == 1 and "cut off" in said and "dptrain keys revoke" in said
+        assert (refusal(ben.key_id) is not None) == (ben.key_id.encode() in torn), "what still names a key refuses it"
+    assert list_file().read_bytes() == torn, "reading mends nothing"
+    revoke(ben.key_id, "again")
+    revoke(carl.key_id, "third")
+    assert set(revoked_keys()) == {ann.key_id, ben.key_id, carl.key_id}
+    assert list_file().read_bytes().startswith(whole) and list_file().read_bytes().count(b"\n") == 3

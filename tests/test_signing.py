@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from dptrain.errors import ConfigError
@@ -39,6 +41,18 @@ def test_a_key_that_others_can_read_is_refused(tmp_path):
 def test_a_foreign_file_is_refused(tmp_path):
     (tmp_path / "k").write_text("hello")
     (tmp_path / "k").chmod(0o600)
+    with pytest.raises(ConfigError, match="not a PEM private key"):
+        load_signer(tmp_path / "k")
+
+
+def test_a_key_of_an_unknown_kind_is_refused(tmp_path):
+    """PKCS #8 in order but for the object identifier of its algorithm, as a flipped bit leaves it."""
+    load_signer(tmp_path / "k")
+    begin, body, end = (tmp_path / "k").read_bytes().strip().split(b"\n")
+    known = base64.b64decode(body)
+    assert known.count(bytes.fromhex("2b6570")) == 1  # 1.3.101.112, Ed25519
+    damaged = base64.b64encode(known.replace(bytes.fromhex("2b6570"), bytes.fromhex("336570")))
+    (tmp_path / "k").write_bytes(b"\n".join([begin, damaged, end, b""]))
     with pytest.raises(ConfigError, match="not a PEM private key"):
         load_signer(tmp_path / "k")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from dptrain.durable import make_folder
 from dptrain.errors import ConfigError
 from dptrain.privacy import witness
 from dptrain.privacy.chain import START, Head, LedgerBroken, check_end, read_rows, row_hash, row_text, sign_head
@@ -44,14 +45,19 @@ class LedgerLog:
 
         Raises:
             LedgerBroken: a ledger lay at this place before, and is gone.
+            ConfigError: that cannot be known, since a remembered head has lost its content.
         """
         gone = witness.lost(self.store.place)
         if gone is not None:
             raise LedgerBroken("head", f"the ledger {gone.ledger_id} of {gone.sequence} rows lay here and is gone")
+        blank = witness.blank()
+        if blank is not None:
+            problem = "has lost its content (a power cut?), and may be of a ledger that lay where none is now"
+            raise ConfigError("ledger head", blank, problem, "restore that ledger, or remove this file if it is safe")
         file = self.store.file
         if file is not None:
             try:
-                file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_folder(file.parent)
                 os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             except OSError as error:
                 raise ConfigError(
@@ -90,7 +96,7 @@ class LedgerLog:
                 if known is not None:
                     self._against_witness(connection, known)
             if first_look:
-                witness.remember(self.head, self.store.place)
+                witness.notice(self.head, self.store.place)
 
     def write(self, decide: Callable[[State], dict[str, Any] | None]) -> dict[str, Any] | None:
         """Appends the row that ``decide`` makes of the newest state; durable when it returns.

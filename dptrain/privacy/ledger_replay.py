@@ -12,6 +12,11 @@ from dptrain.errors import ConfigError
 from dptrain.privacy.ledger_state import State
 from dptrain.privacy.privacy_filter import fits, rules_from, step_price, steps_of
 
+AUDIT_FIELDS = frozenset(
+    ["kind", "account", "run_id", "purpose", "bundle", "attacks", "time", "by", "sequence", "previous"]
+)
+"""All that the row of an audit holds."""
+
 
 def faults_of_meaning(rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """(problems, notes) of rows whose chain holds, each naming its row. A problem ends the reading of what follows."""
@@ -47,6 +52,8 @@ def _fault(state: State, row: dict[str, Any]) -> str | None:
             return _step_fault(state, row)
         case "reopen":
             return _reopen_fault(state, row)
+        case "audit":
+            return _audit_fault(state, row)
     return None
 
 
@@ -99,3 +106,11 @@ def _reopen_fault(state: State, row: dict[str, Any]) -> str | None:
     ):
         return f"was admitted above the limit {account.epsilon:g} of '{account.name}'"
     return None
+
+
+def _audit_fault(state: State, row: dict[str, Any]) -> str | None:
+    """An audit says who looked at what, and nothing that could be taken for a charge or a refund."""
+    if row["account"] not in state.accounts:
+        return f"names '{row['account']}', which is no account"
+    strange = sorted(set(row) - AUDIT_FIELDS)
+    return f"is an audit, and holds {', '.join(strange)}" if strange else None

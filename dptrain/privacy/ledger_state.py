@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dptrain.privacy.accounting import Event
@@ -58,6 +58,26 @@ class EntryState:
         return {name: getattr(self, name) for name in names + more}
 
 
+@dataclass(frozen=True)
+class AuditNote:
+    """One audit of a checkpoint: no price, no steps, nothing reserved."""
+
+    row: int
+    run_id: str
+    bundle: str
+    """SHA-256 of the checkpoint's statement."""
+    attacks: tuple[str, ...]
+    created: str
+    by: str
+    """Key of whoever wrote the row."""
+    look: int
+    """How many times this checkpoint had been audited then, this one included."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for pages and commands."""
+        return asdict(self) | {"attacks": list(self.attacks), "purpose": "audit"}
+
+
 @dataclass
 class Account:
     """The people of one data set, and the limit they were promised."""
@@ -80,6 +100,8 @@ class Account:
     """Per rule: price of everything closed, and of everything open as if it ran whole."""
     charged: list[int] = field(default_factory=list)
     """Per rule: price of what can no longer be given back."""
+    audits: list[AuditNote] = field(default_factory=list)
+    """Audits that read these people's rows, in order."""
 
     @property
     def value(self) -> float:
@@ -130,6 +152,8 @@ class State:
                 self.account_of[row["digest"]] = row["account"]
             case "reserve":
                 self._reserve(row)
+            case "audit":
+                self._audit(row)
             case "commit":
                 entry = self.entries[row["entry"]]
                 self._charge(entry, _count(row["steps"]) - entry.committed_steps)
@@ -178,6 +202,12 @@ class State:
         account.entries.append(entry.entry)
         self.entries[entry.entry] = entry
         self.open_now.add(entry.entry)
+
+    def _audit(self, row: dict[str, Any]) -> None:
+        notes, bundle = self.accounts[row["account"]].audits, str(row["bundle"])
+        look = 1 + sum(note.bundle == bundle for note in notes)
+        attacks = tuple(str(name) for name in row["attacks"])
+        notes.append(AuditNote(row["sequence"], str(row["run_id"]), bundle, attacks, row["time"], str(row["by"]), look))
 
     def _charge(self, entry: EntryState, steps: int) -> None:
         charged = self.accounts[entry.account].charged

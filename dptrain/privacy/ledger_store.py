@@ -197,6 +197,8 @@ class LedgerStore:
                     if writing and self.dialect == "postgresql":
                         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
                     yield connection
+        except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in a message that is no text itself
+            raise self._refusal(sqlite3.DatabaseError("malformed: holds what is no text")) from error
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._refusal(error) from error
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from dptrain.bundle_files import FILES, MANIFEST, SIGNATURE, file_facts, manifest_text, signature_text
+from dptrain.bundle_files import MANIFEST, SIGNATURE, file_facts, listed_files, manifest_text, signature_text
 from dptrain.checkpoint.bundle import save_bundle
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.models.build import ModelSpec, build_model
 from dptrain.privacy.ledger import Ledger, open_ledger
 from dptrain.privacy.plan import Plan, compile_plan
@@ -90,7 +90,7 @@ def release(ledger: Ledger | None, folder: Path, run_id: str, seed: int = 0) -> 
 
 def list_anew(bundle: Path) -> None:
     """The manifest that belongs to the files as they lie there, as anyone can write it; its signature is left."""
-    (bundle / MANIFEST).write_text(manifest_text({name: file_facts(bundle / name) for name in FILES}))
+    (bundle / MANIFEST).write_text(manifest_text({name: file_facts(bundle / name) for name in listed_files(False)}))
 
 
 def sign_anew(bundle: Path, signer: Signer | None = None) -> None:
@@ -106,7 +106,7 @@ def restate(bundle: Path, change: Callable[[dict[str, Any]], None], signer: Sign
     change(statement)
     statement["artifact"]["files"] = {
         name: file_facts(bundle / name) for name in ("model.safetensors", "model.json")
-    } | {name: facts for name, facts in statement["artifact"]["files"].items() if name not in FILES}
+    } | {name: facts for name, facts in statement["artifact"]["files"].items() if name not in listed_files(False)}
     write_json(bundle / "statement.json", sign_statement(statement, signer or load_signer()))
     if (bundle.parent / "statement.json").is_file():
         (bundle.parent / "statement.json").write_bytes((bundle / "statement.json").read_bytes())

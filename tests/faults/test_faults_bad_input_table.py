@@ -263,8 +263,8 @@ def test_34_a_layer_without_a_rule_is_named(base: list[str], capsys: pytest.Capt
     assert run(arguments) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and "layer 1 (Scale)" in said.rstrip().splitlines()[-1]
-    assert [entry.charged_steps for entry in open_ledger(None).state.entries.values()] == [0]
-    assert not list(Path("runs").rglob("checkpoint"))
+    assert not open_ledger(None).state.entries  # before a row is read or an account made
+    assert not Path("runs").exists()
 
 
 TABLE = ["data=own", "data.name=csv", "data.path=people.csv", "data.label=ill", "data.task=binary"]
@@ -306,7 +306,7 @@ def test_40_a_disk_that_fails_at_the_end_keeps_the_last_good_bundle(
 ) -> None:
     good = release(None, Path.cwd(), "good").parent
     before = files(good)
-    from dptrain.checkpoint import bundle as room
+    from dptrain.checkpoint import weights_file as room
 
     def failing(*_: object) -> None:
         if fault == "vanished":

@@ -248,3 +248,36 @@ def test_rows_that_were_signed_and_never_allowed_are_found(ledger: Ledger) -> No
     problems = verify_chain(ledger).problems
     assert [problem.split(":")[0] for problem in problems] == ["row 12", "row 13", "row 14"]
     assert "priced below what its event costs" in problems[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 300])
+def test_a_remembered_head_without_content_is_unknown_and_a_look_leaves_it(ledger: Ledger, content: bytes) -> None:
+    """A power cut left it so. The ledger itself is whole, and counts; only a rollback from before cannot be noticed."""
+    remembered = witness.folder() / f"{ledger.head().ledger_id}.json"
+    remembered.write_bytes(content)
+    again = open_ledger(None)
+    assert again.state.accounts["adult"].reserved == ledger.state.accounts["adult"].reserved
+    verdict = verify_chain(again)
+    assert verdict.holds and verdict.rollback == "unknown" and "lost its content" in verdict.notes[0]
+    assert remembered.read_bytes() == content, "a look writes nothing over it"
+    again.freeze("adult", "a row")
+    assert verify_chain(again).rollback == "none up to row 12", "a row renews it"
+
+
+def test_a_look_leaves_a_whole_head_as_it_is(ledger: Ledger) -> None:
+    remembered = witness.folder() / f"{ledger.head().ledger_id}.json"
+    before = remembered.stat()
+    open_ledger(None)
+    verify_chain(open_ledger(None))
+    assert (remembered.stat().st_ino, remembered.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_no_ledger_is_begun_where_a_head_without_content_may_be_of_one_that_is_gone(ledger: Ledger) -> None:
+    remembered = witness.folder() / f"{ledger.head().ledger_id}.json"
+    remembered.write_bytes(b"")
+    restore(ledger, [])
+    with pytest.raises(ConfigError, match=r"ledger head=.*lost its content"):
+        open_ledger(None)
+    assert remembered.read_bytes() == b""
+    remembered.unlink()
+    assert open_ledger(None).accounts() == []

@@ -15,7 +15,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_resume.py"
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_killed_and_resumed_run_is_under_counted(kills: int, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--kills", str(kills), "--seed", "3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -31,4 +31,4 @@ def test_no_killed_and_resumed_run_is_under_counted(kills: int, tmp_path: Path) 
         "runs beyond their plan or statement",
     ):
         assert figures[name] == 0, name
-    assert figures["most steps counted too many by a kill"] <= 3
+    assert figures["most steps counted too many by a strike"] <= 3

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from dptrain.cli import run as dptrain
+from dptrain.config_compare import RegisterConfig
 from dptrain.config_tracking import TrackingConfig, shown
 from dptrain.errors import ConfigError
-from dptrain.tracking.mlflow import _reason
+from dptrain.tracking.answers import reason
 
 CANARY = "canary-Zq7xW3vK"
 PROGRAM = "import sys; from dptrain.cli import main; main(sys.argv[1:])"
@@ -31,6 +32,8 @@ TINY = ["train", "experiment=quickstart", "privacy.epochs=0.5", "run.dir=out"]
         f"tracking.uri=postgresql+psycopg2://me:{CANARY}@db/x",
         f"'tracking.uri=https://tracker.example/?access_token={CANARY}'",
         f"ledger.uri=postgresql+psycopg://me:{CANARY}@db/x",
+        f"ledger.uri=postgresql+psycopg://me:a/b@{CANARY}@db/x",
+        f"ledger.uri=postgresql+psycopg://me@db/x?password={CANARY}",
     ],
 )
 @pytest.mark.parametrize("command", ["train", "plan"])
@@ -71,9 +74,18 @@ def test_plain_http_may_be_named() -> None:
         TrackingConfig(uri="http://tracker.example")
 
 
+def test_register_speaks_plain_http_to_another_host_only_where_that_is_named() -> None:
+    uri = "http://tracker.example"
+    with pytest.raises(ConfigError, match=r"^uri=.* say allow_http=true$"):
+        RegisterConfig(path="runs/RUN", name="model", uri=uri)
+    assert RegisterConfig(path="runs/RUN", name="model", uri=uri, allow_http=True).allow_http
+    with pytest.raises(ConfigError, match="holds a password or token"):
+        RegisterConfig(path="runs/RUN", name="model", uri=f"https://me:{CANARY}@tracker.example")
+
+
 def test_a_secret_in_a_server_s_answer_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", CANARY)
-    text = _reason(RuntimeError(f"bad header Bearer {CANARY} for https://u:{CANARY}@host/?token={CANARY}"))
+    text = reason(RuntimeError(f"bad header Bearer {CANARY} for https://u:{CANARY}@host/?token={CANARY}"))
     assert CANARY not in text and "bad header" in text
     assert CANARY not in shown(f"postgresql://u:{CANARY}@h/db?password={CANARY}")
 
@@ -92,7 +104,7 @@ def test_no_secret_is_in_a_run_its_store_or_its_output(tmp_path: Path) -> None:
     said = b""
     for name, uri in (("kept", f"sqlite:///{tmp_path}/mlflow.db"), ("gone", "http://127.0.0.1:9")):
         words = ["train", "experiment=quickstart", "privacy.epochs=0.5", f"run.dir={name}", f"tracking.uri={uri}"]
-        words.append("checkpoint.key=env:SEALING")
+        words += ["checkpoint.key=env:SEALING", "privacy.epsilon=null", "privacy.noise_multiplier=2"]
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, *words], cwd=tmp_path, env=env, capture_output=True, timeout=240
         )

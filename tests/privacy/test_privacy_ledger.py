@@ -231,6 +231,16 @@ def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
     assert not (tmp_path / "y.db").exists()
 
 
+def test_a_schema_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    """SQLite quotes it in its message, which Python then cannot decode (found by fuzzing, 1 of 20,000)."""
+    address = f"sqlite:///{tmp_path}/x.db"
+    open_ledger(address).close()
+    file = tmp_path / "x.db"
+    file.write_bytes(file.read_bytes().replace(b"CREATE TABLE", b"CREATE TABL\xad"))
+    with pytest.raises(ConfigError, match="is not a ledger"):
+        open_ledger(address)
+
+
 def test_threads_share_one_ledger(ledger: Ledger) -> None:
     def work(name: str) -> None:
         reservation = admit(ledger, name)
