@@ -45,24 +45,36 @@ class DrawSum:
         self._compiled = compiled and parameters[0].device.type == "cpu"
         self._on_grid = on_grid
         self._sizes = [p.numel() for p in parameters]
-        self._parts: list[Tensor] | None = None
+        self._parts: list[Tensor | None] = [None] * len(parameters)
         self._flat: Tensor | None = None
         self._is_flat = False
 
     def clear(self) -> None:
         """Begins a new draw."""
-        self._parts, self._is_flat = None, False
+        self._parts = [None] * len(self._parameters)
+        self._is_flat = False
 
-    def add(self, engine: Engine, batch: PhysicalBatch) -> UnitStats:
-        """Adds one physical batch's clipped sum."""
+    def add(self, engine: Engine, batch: PhysicalBatch, first: int = 0, last: int | None = None) -> UnitStats:
+        """Adds one physical batch's clipped sum.
+
+        Args:
+            engine: of the parameters from ``first`` up to, not including, ``last``; of all of them, left out.
+            batch: on the parameters' device.
+            first, last: places in the list of parameters.
+        """
         if not isinstance(engine, SumsInParts):
-            return engine.add_clipped_sum(batch, self.flat())
+            return engine.add_clipped_sum(batch, self._flat_of(first, last))
         parts, stats = engine.clipped_parts(batch)
-        if self._parts is None and not self._is_flat:
-            self._parts = parts
+        if not self._is_flat and all(part is None for part in self._parts[first:last]):
+            self._parts[first:last] = parts
         else:
-            add_parts(parts, self.flat())
+            add_parts(parts, self._flat_of(first, last))
         return stats
+
+    def _flat_of(self, first: int, last: int | None) -> Tensor:
+        """Those parameters' piece of the flat vector."""
+        begin = sum(self._sizes[:first])
+        return self.flat()[begin : begin + sum(self._sizes[first:last])]
 
     def flat(self) -> Tensor:
         """The sum as one float64 vector (D,), which may be added to in place."""
@@ -71,9 +83,10 @@ class DrawSum:
                 self._flat = torch.empty(sum(self._sizes), dtype=torch.float64, device=self._parameters[0].device)
             self._flat.zero_()
             self._is_flat = True
-            if self._parts is not None:
-                add_parts(self._parts, self._flat)
-                self._parts = None
+            for part, piece in zip(self._parts, self._flat.split(self._sizes), strict=True):
+                if part is not None:
+                    piece += part.reshape(-1)
+            self._parts = [None] * len(self._parameters)
         return self._flat if self._flat is not None else torch.empty(0)
 
     def release(self, noise: Iterable[Tensor] | None, scale: float) -> None:
@@ -84,9 +97,10 @@ class DrawSum:
                 already in the sum.
             scale: what brings the sum to the gradient's unit, over the public divisor.
         """
-        sources = self._parts if self._parts is not None else self.flat().split(self._sizes)
+        sources = self.flat().split(self._sizes) if all(part is None for part in self._parts) else self._parts
         blocks = _Blocks(noise) if noise is not None else None
-        for parameter, source in zip(self._parameters, sources, strict=True):
+        for parameter, part in zip(self._parameters, sources, strict=True):
+            source = torch.zeros_like(parameter, dtype=torch.float64) if part is None else part  # an empty draw
             wide = source.dtype == torch.float64 and parameter.dtype != torch.float64
             grad = torch.empty_like(parameter, memory_format=torch.contiguous_format) if wide else source
             _release(source.reshape(-1), grad.view(-1), blocks, scale, self._on_grid, self._compiled)

@@ -19,7 +19,17 @@ def vmap_refusal(error: RuntimeError, engine: str, autocast: torch.dtype | None)
             f"a layer cannot mix dtypes under vmap ({reason})",
             "set execution.dtype=float32 or clipping.engine=opacus_hooks",
         )
-    if not any(word in text for word in ("vmap", "functorch", "batching rule", "Batching rule")):
+    if not any(
+        word in text
+        for word in (
+            "vmap",
+            "functorch",
+            "torch.func",
+            "batching rule",
+            "Batching rule",
+            "is_contiguous(memory_format)",
+        )
+    ):
         return None
     return ConfigError(
         "clipping.engine",

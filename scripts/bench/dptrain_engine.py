@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.protocol import ClippingRule, Engine, EngineSettings, trainable
 from dptrain.keystream import Keystream

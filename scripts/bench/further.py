@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .finetune import FINETUNE
 from .workloads import Made, TransformerBlock, Workload, pictures, sentences
 
 
@@ -255,4 +256,5 @@ FURTHER = {
         pictures(3, 64, 64),
         origin=("stem.weight",),
     ),
+    **FINETUNE,
 }

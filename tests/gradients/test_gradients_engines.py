@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dptrain.data.batches import PhysicalBatch
 from dptrain.errors import ConfigError
@@ -254,6 +255,16 @@ def test_layers_an_engine_cannot_follow_are_refused_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"clipping.engine=vmap") as caught:
         run(build("vmap", _Branching()), batch_of(torch.randn(4, 4)), _Branching())
     assert "\n" not in str(caught.value)
+
+
+def test_gradient_checkpointing_is_refused_by_vmap_in_one_line() -> None:
+    class Checkpointed(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return checkpoint(super().forward, input, use_reentrant=False)
+
+    module = Checkpointed(4, 3)
+    with pytest.raises(ConfigError, match="cannot be run row by row"):
+        run(build("vmap", module), batch_of(torch.randn(6, 4)), module)
 
 
 def test_other_failures_keep_their_own_error() -> None:

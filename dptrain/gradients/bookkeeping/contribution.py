@@ -143,9 +143,7 @@ class Outer:
             g = g * scale.to(g.dtype)
         a, g = a.reshape(-1, a.shape[2]), g.reshape(-1, g.shape[2])
         rows, columns = (a, g) if self.transposed else (g, a)
-        if columns.shape[1] < min(NARROW, rows.shape[1]):
-            return (columns.t() @ rows).t().contiguous()
-        return rows.t() @ columns
+        return (columns.t() @ rows).t().contiguous() if is_narrow(rows, columns) else rows.t() @ columns
 
     def per_unit(self) -> Tensor:
         out = outer_per_unit(self.a, self.g, self.transposed)
@@ -270,6 +268,11 @@ class Tied:
         return self.outer.nbytes + self.table.nbytes
 
 
+def is_narrow(rows: Tensor, columns: Tensor) -> bool:
+    """Whether the product (..., p)' (..., d) of this shape is quicker the other way round, and turned."""
+    return columns.shape[-1] < min(NARROW, rows.shape[-1])
+
+
 def outer_per_unit(a: Tensor, g: Tensor, transposed: bool = False) -> Tensor:
     """(U, T, d), (U, T, p) -> (U, p, d), or (U, d, p) transposed."""
     return torch.bmm(a.transpose(1, 2), g) if transposed else torch.bmm(g.transpose(1, 2), a)
@@ -277,8 +280,7 @@ def outer_per_unit(a: Tensor, g: Tensor, transposed: bool = False) -> Tensor:
 
 def kept_outer(a: Tensor, g: Tensor, transposed: bool) -> PerUnit:
     """The same gradients held as they are, with the norms that ``gram_norm`` gives."""
-    rows, columns = (a.shape[2], g.shape[2]) if transposed else (g.shape[2], a.shape[2])
-    narrow = columns < min(NARROW, rows)
+    narrow = is_narrow(a, g) if transposed else is_narrow(g, a)
     unit = PerUnit(outer_per_unit(a, g, transposed != narrow), (0, 1) if narrow else None)
     norms_a, norms_g = (torch.linalg.vector_norm(value, dim=2).double() for value in (a, g))
     if a.is_cuda:

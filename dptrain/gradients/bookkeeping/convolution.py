@@ -292,13 +292,18 @@ class Convolved:
         """Numbers of the units whose terms cancel too much for float32; none on a GPU, where asking would stop it.
 
         The sum over places of |patch| |g| is at most the root of (sum of |patch|^2) (sum of |g|^2), and a value of the
-        input lies in no more patches than the kernel has places.
+        input lies in no more patches than the kernel has places. Groups do not meet, so this holds for each apart.
         """
         if self.x.is_cuda:
             return torch.empty(0, dtype=torch.int64)
-        norms_x, norms_g = (torch.linalg.vector_norm(v.flatten(1), dim=1).double() for v in (self.x, self.g))
-        size = norms_x * norms_g * math.prod(self.kernel.shape[2:]) ** 0.5
+        norms_x, norms_g = (self._by_group(values) for values in (self.x, self.g))
+        size = (norms_x * norms_g).square().sum(1).mul(math.prod(self.kernel.shape[2:])).sqrt()
         return loud_units(size, squared_norm, math.prod(self.g.shape[3:]) * self.x.shape[1])
+
+    def _by_group(self, values: Tensor) -> Tensor:
+        """(U, M, channels, *S) -> (U, groups) float64 norms."""
+        split = values.unflatten(2, (self.shape.groups, -1)).movedim(2, 1)
+        return torch.linalg.vector_norm(split.flatten(2), dim=2).double()
 
     def in_float64(self, unit: int) -> Tensor:
         """One unit's gradient, in float64."""

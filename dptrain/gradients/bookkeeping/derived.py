@@ -7,7 +7,7 @@ f alone, for all units at once. Norms are taken of what it gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,11 +23,15 @@ CHUNK = 1 << 22
 class Derived:
     """Values of one pass that are functions of tracked parameters alone.
 
+    Args:
+        made: told of every stand-in, by name, when it is made.
+
     Attributes:
         stand_ins: what the model is given for each value: a parameter of its own, by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, made: Callable[[str, nn.Parameter], None]) -> None:
+        self._made = made
         self.stand_ins: dict[str, nn.Parameter] = {}
         self.leaves: dict[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}  # by a stand-in's name: the value, with its history back to the leaves
@@ -61,6 +65,7 @@ class Derived:
         name = f"value {len(self._values)} computed from weights"
         self._values[name] = value
         self.stand_ins[name] = nn.Parameter(value.detach())
+        self._made(name, self.stand_ins[name])
         return self.stand_ins[name]
 
     def pulled_back(self, name: str, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:

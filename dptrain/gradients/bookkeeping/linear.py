@@ -48,6 +48,8 @@ def _linear(tape: Tape, x: Tensor, weight: Any, bias: Any, turned: bool = False)
         return NotImplemented
     if bias is not None and not is_parameter(bias):  # part of a bias, say: a value of every row by now
         return _linear(tape, x, weight, None, turned) + bias
+    if bias is not None and bias.shape != matrix.shape[1 if turned else 0 :][:1]:
+        return NotImplemented  # one number for all outputs, or a bias of every token: addmm takes both
     x, value, offset = cast_inputs(x, matrix.detach(), None if bias is None else bias.detach())
     record = LinearRecord(tape, tape.open(matrix), tape.open(bias), turned)
     if record.weight is None and record.bias is None:

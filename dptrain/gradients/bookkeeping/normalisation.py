@@ -35,7 +35,11 @@ def _layer_norm(
     record = _recorder(tape, weight, bias)
     scale, shift = _values(weight, bias)
     shape = [int(size) for size in normalized_shape]
-    return tape.lift(lambda anchor, rows: _LayerNorm.apply(wide(rows), shape, scale, shift, eps, anchor, record), input)
+
+    def whole(anchor: Tensor, rows: Tensor) -> Tensor:
+        return _LayerNorm.apply(wide(rows), shape, scale, shift, eps, _used(anchor, record), record)
+
+    return tape.lift(whole, input)
 
 
 def group_norm_rule(tape: Tape, func: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -50,9 +54,11 @@ def _group_norm(
         return NotImplemented
     record = _recorder(tape, weight, bias)
     scale, shift = _values(weight, bias)
-    return tape.lift(
-        lambda anchor, rows: _GroupNorm.apply(wide(rows), num_groups, scale, shift, eps, anchor, record), input
-    )
+
+    def whole(anchor: Tensor, rows: Tensor) -> Tensor:
+        return _GroupNorm.apply(wide(rows), num_groups, scale, shift, eps, _used(anchor, record), record)
+
+    return tape.lift(whole, input)
 
 
 def instance_norm_rule(tape: Tape, func: Any, args: Args, kwargs: Kwargs) -> Any:
@@ -84,7 +90,8 @@ def rms_norm_rule(tape: Tape, func: Any, args: Args, kwargs: Kwargs) -> Any:
 def _rms_norm(tape: Tape, input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
     if tape.name_of(weight) is None:
         return NotImplemented
-    return tape.copy_a_row(torch.mul, F.rms_norm(input, normalized_shape, None, eps), weight)
+    normal = tape.copy_a_row(F.rms_norm, input, normalized_shape, None, eps)  # rows may be learned themselves
+    return tape.copy_a_row(torch.mul, normal, weight)
 
 
 def _covered(weight: Any, bias: Any) -> bool:
@@ -108,6 +115,12 @@ def _recorder(tape: Tape, weight: Any, bias: Any) -> Record | None:
             tape.enter(shift, RowGradients(of_shift))
 
     return record
+
+
+def _used(anchor: Tensor, record: Record | None) -> Tensor:
+    """The anchor where a gradient is to be recorded; without its history elsewhere, so that nobody walks back through a
+    frozen part in front of which nothing is trained."""
+    return anchor if record is not None else anchor.detach()
 
 
 class _LayerNorm(torch.autograd.Function):

@@ -59,7 +59,7 @@ class Tape(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._tracked = tracked
-        self.derived = Derived()
+        self.derived = Derived(self._stands_in)
         self._derives = derives
         self.groups = groups
         self.num_rows = groups.num_slots
@@ -87,13 +87,17 @@ class Tape(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = self._rules.get(func)
-        if rule is not None:
+        if rule is not None and not self._of_weights_alone(args, kwargs):
             result = rule(self, func, args, kwargs)
             if result is not NotImplemented:
                 return result
         if not self.reads_parameter(args) and not self.reads_parameter(kwargs.values()):
             return func(*args, **kwargs)
         return self._without_rule(func, args, kwargs)
+
+    def _of_weights_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a layer's function is called on a parameter in the place of rows, and reads nothing of a row."""
+        return self._derives and bool(args) and self.name_of(args[0]) is not None and reads_no_row(args, kwargs)
 
     def reads_parameter(self, values: Any) -> bool:
         """Whether a tracked parameter, or the transpose of one, is among the values or in lists among them."""
@@ -118,22 +122,27 @@ class Tape(TorchFunctionMode):
             self._turned[id(view)] = (view, parameter)
             return view
         if self._derives and reads_no_row(args, kwargs):
-            result = self.derived.call(func, self._with_history(args), self._with_history(kwargs))
-            self._names |= {id(stand_in): name for name, stand_in in self.derived.stand_ins.items()}
-            self.uses |= dict.fromkeys(self.derived.stand_ins, 2)  # never resolved on its own
-            return result
+            return self.derived.call(func, self._mapped(args, self._history), self._mapped(kwargs, self._history))
         return self.copy_a_row(func, *args, **kwargs)
 
-    def _with_history(self, value: Any) -> Any:
+    def _mapped(self, value: Any, leaf: Callable[[Any], Any]) -> Any:
+        """``value`` with every entry of its lists and dictionaries replaced by what ``leaf`` makes of it."""
         if isinstance(value, dict):
-            return {key: self._with_history(entry) for key, entry in value.items()}
+            return {key: self._mapped(entry, leaf) for key, entry in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(self._with_history(entry) for entry in value)
+            return type(value)(self._mapped(entry, leaf) for entry in value)
         turned = self.turned(value)
-        if turned is not None:
-            return self._with_history(turned).t()
+        return leaf(value) if turned is None else leaf(turned).t()
+
+    def _history(self, value: Any) -> Any:
+        """A tracked parameter where a value is computed from weights alone: the start of that value's history."""
         name = self.open(value)
         return value if name is None else self.derived.value_of(name, value)
+
+    def _stands_in(self, name: str, parameter: nn.Parameter) -> None:
+        """From here on a value computed from weights is a parameter to every rule."""
+        self._names[id(parameter)] = name
+        self.uses[name] = 2  # never resolved on its own
 
     def watched(self) -> dict[str, Tensor]:
         """Every tensor that autograd must not see itself: parameters, and what stands for them."""
@@ -141,22 +150,18 @@ class Tape(TorchFunctionMode):
 
     def copy_a_row(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls ``func`` with a copy a row of every tracked parameter among its arguments."""
-        name = _name_of_function(func)
-        return func(*self._a_copy_a_row(args, name), **self._a_copy_a_row(kwargs, name))
+        function = _name_of_function(func)
+
+        def copied(value: Any) -> Any:
+            return self._a_copy_a_row(value, function)
+
+        return func(*self._mapped(args, copied), **self._mapped(kwargs, copied))
 
     def _a_copy_a_row(self, value: Any, function: str) -> Any:
-        if isinstance(value, dict):
-            return {key: self._a_copy_a_row(entry, function) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self._a_copy_a_row(entry, function) for entry in value)
-        turned = self.turned(value)
-        if turned is not None:
-            return self._a_copy_a_row(turned, function).t()
-        name = self.name_of(value)
+        name = self.open(value)
         if name is None:
             return value
         self.without_rule.setdefault(function, name)
-        self.open(value)
         parameter = value.detach()
 
         def record(gradient: Tensor) -> None:
@@ -165,8 +170,12 @@ class Tape(TorchFunctionMode):
         return self.lift(lambda anchor: _CopyARow.apply(parameter, anchor, record))
 
     def lift(self, whole: Whole, *tensors: Tensor) -> Tensor:
-        """Runs ``whole`` once on all rows, from inside a row's pass; ``tensors`` are values of one row."""
-        return lifted(self.anchor, whole, *tensors)
+        """Runs ``whole`` once on all rows, from inside a row's pass; ``tensors`` are values of one row.
+
+        A tracked parameter that stands in the place of a row's value is copied a row: autograd does not see it.
+        """
+        values = [self._a_copy_a_row(tensor, "an input that is learned") for tensor in tensors]
+        return lifted(self.anchor, whole, *values)
 
     def open(self, value: Any) -> str | None:
         """Notes a use of a tracked parameter and gives its name; None for anything else."""

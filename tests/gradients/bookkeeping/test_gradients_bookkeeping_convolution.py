@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dptrain.gradients.bookkeeping.convolution import Convolved, Shape
+from dptrain.gradients.bookkeeping.norms import squared_norms
+
 KINDS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 WAYS = ["loop", "grouped", "bands", "unfolded", "gram", "loop, again", "grouped, again", "bands, again"]
 
@@ -63,3 +66,16 @@ def test_inputs_that_are_not_contiguous_and_images_of_a_row() -> None:
     agree(Frames(), batch_of(torch.randn(6, 4, 3, 5, 5), "unequal"))
     transposed = agree(nn.ConvTranspose2d(4, 3, 3, stride=2), batch_of(torch.randn(6, 4, 5, 5), "unequal"))
     assert set(transposed.without_rule) == {"conv_transpose2d"}
+
+
+def test_channels_that_do_not_meet_are_not_taken_for_terms_that_cancel() -> None:
+    """Each channel's kernel sees its own channel alone; a bound over all at once would call every unit loud."""
+    torch.manual_seed(0)
+    x, g = torch.randn(3, 1, 64, 16, 16), torch.randn(3, 1, 64, 16, 16)
+    seen = Convolved(x, g, torch.zeros(64, 1, 3, 3), Shape((1, 1), (1, 1), (1, 1), 64))
+    assert not len(seen.loud(squared_norms(seen.looped())))
+    g[1] = torch.ones(64, 16, 16)
+    x[1] = 100.0 + torch.randn(64, 16, 16) * 1e-4
+    x[1, :, :, ::2] *= -1.0  # every second row with the other sign: what is left of a channel's terms is small
+    found = seen.loud(torch.full((3,), 1e-2, dtype=torch.float64)).tolist()
+    assert 1 in found

@@ -11,6 +11,8 @@ from bookkeeping_reference import LAYOUTS, Applied, agree, batch_of, contributio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dptrain.gradients.bookkeeping import tape
+from dptrain.gradients.bookkeeping.derived import reads_no_row
 from dptrain.models.wrn import ScaledConv2d
 
 FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], set[str]]] = {
@@ -107,3 +109,54 @@ def test_random_numbers_for_weights_are_each_row_s_own() -> None:
     engine = engine_of(module)
     found = run(engine, module, batch_of(torch.randn(6, 5, 6)))
     assert bool(found.stats.norms.isfinite().all()) and engine.without_rule
+
+
+class Learned(nn.Module):
+    """A layer's function is called on parameters in the place of rows."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.use = use
+        self.tokens = nn.Parameter(torch.randn(4, 5))
+        self.filters = nn.Parameter(torch.randn(2, 4, 3))
+        self.scale, self.shift = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5))
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out((x[:, None, :] * self.learned(x)).tanh().sum(1))
+
+    def learned(self, x: Tensor) -> Tensor:
+        if self.use == "layer norm":
+            return F.layer_norm(self.tokens, (5,), self.scale, self.shift)
+        if self.use == "rms norm":
+            return F.rms_norm(self.tokens, (5,), self.scale)
+        if self.use == "group norm":
+            return F.group_norm(self.filters, 2).sin().sum() * self.tokens
+        if self.use == "convolution of a filter with itself":
+            turned = self.filters.transpose(1, 2).reshape(2, 4, 3)
+            return F.conv1d(self.filters, turned).sum() * self.tokens
+        if self.use == "convolution of a filter with rows":
+            return F.conv1d(self.filters, x[0, :4, None].expand(2, 4, 1)).sum() * self.tokens
+        whole = self.tokens[None]
+        return F.scaled_dot_product_attention(whole, whole, whole)[0]
+
+
+@pytest.mark.parametrize("derives", [True, False])
+@pytest.mark.parametrize(
+    "use",
+    [
+        "layer norm",
+        "rms norm",
+        "group norm",
+        "convolution of a filter with itself",
+        "convolution of a filter with rows",
+        "attention",
+    ],
+)
+def test_parameters_in_the_place_of_rows_keep_their_gradient(
+    use: str, derives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter convolved with itself once lost the gradient of one of its two places, without a word."""
+    monkeypatch.setattr(tape, "reads_no_row", reads_no_row if derives else lambda args, kwargs: False)
+    torch.manual_seed(0)
+    agree(Learned(use), batch_of(torch.randn(6, 5), "unequal"))
