@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from dptrain.config_tracking import refuse_credentials
 from dptrain.errors import ConfigError
-from dptrain.ranges import choice, no_password, number
+from dptrain.ranges import choice, number
 
 
 @dataclass
@@ -78,7 +79,7 @@ class QuarantineConfig:
     ``postgresql+psycopg://...``."""
 
     def __post_init__(self) -> None:
-        no_password("uri", self.uri)
+        refuse_credentials("uri", self.uri)
         if self.dataset is not None and self.digest is not None:
             raise ConfigError("digest", self.digest, "dataset is set too", "give one of them")
         if self.digest is not None and not (len(self.digest) == 64 and set(self.digest) <= set("0123456789abcdef")):

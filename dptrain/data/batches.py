@@ -14,7 +14,8 @@ from dptrain.errors import ConfigError
 
 @dataclass(frozen=True)
 class PhysicalBatch:
-    """Rows that go through the model at once. Every batch of a run has the same R, padded.
+    """Rows that go through the model at once. Every batch of a run has the same R, padded. Rows of tokens may be cut
+    behind the end of the longest in the batch, to one of a few public lengths.
 
     A unit's rows are never split between two physical batches.
     """
@@ -69,13 +70,19 @@ class UnitIndex:
 
 
 def physical_batches(
-    draw: Tensor, rows: Rows, index: UnitIndex, size: int, device: torch.device | None = None
+    draw: Tensor,
+    rows: Rows,
+    index: UnitIndex,
+    size: int,
+    device: torch.device | None = None,
+    lengths: Tensor | None = None,
 ) -> Iterator[PhysicalBatch]:
     """Lays a draw out in physical batches of exactly ``size`` rows.
 
-    Units are packed in the order of the draw; a batch is closed when the next unit does not fit. Which unit
-    goes where depends on numbers of rows only, never on their content. Padding rows are zeros with weight 0 and
-    a slot of their own. An empty draw, or one whose units have no rows, yields nothing.
+    Units are packed in the order of the draw, or where ``lengths`` are given from long to short; a batch is closed when
+    the next unit does not fit. Which unit goes where depends on numbers of rows (and these lengths) only, never on
+    their content. Padding rows are zeros with weight 0 and a slot of their own. An empty draw, or one whose units have
+    no rows, yields nothing.
 
     Args:
         draw: (K,) int64 distinct units.
@@ -83,6 +90,8 @@ def physical_batches(
         index: ``UnitIndex(rows.unit_id)``.
         size: R, rows of a physical batch.
         device: where batches are put; left out, where the rows lie.
+        lengths: (num_units,) int64: to how many of its T tokens each unit's rows may be cut (``length_buckets``); a
+            batch has the largest of its units. Left out: T.
 
     Raises:
         ConfigError: R is smaller than the largest unit (of all units, so that the answer does not depend on
@@ -95,16 +104,23 @@ def physical_batches(
             f"a unit with {index.largest_unit} rows does not fit",
             f"set it to {index.largest_unit} or more, or lower privacy.max_rows_per_unit",
         )
-    return _pack(draw.cpu(), rows, index, size, device or rows.inputs.device)
+    return _pack(draw.cpu(), rows, index, size, device or rows.inputs.device, lengths)
 
 
-def _pack(draw: Tensor, rows: Rows, index: UnitIndex, size: int, device: torch.device) -> Iterator[PhysicalBatch]:
+def _pack(
+    draw: Tensor, rows: Rows, index: UnitIndex, size: int, device: torch.device, lengths: Tensor | None
+) -> Iterator[PhysicalBatch]:
     draw = draw[index.counts[draw] > 0]
+    if lengths is not None:
+        # The longest first, so that an engine meets its largest shape first, and rows that only pad are short ones.
+        draw = draw[torch.argsort(lengths[draw], descending=True, stable=True)]
     ends = torch.cumsum(index.counts[draw], 0)  # (K,) rows up to and including each unit
     start, done = 0, 0
     while start < len(draw):
         stop = int(torch.searchsorted(ends, done + size, right=True))
-        yield _gather(draw[start:stop], rows, index, size, device)
+        units = draw[start:stop]
+        batch = _gather(units, rows, index, size, device)
+        yield batch if lengths is None else _cut(batch, int(lengths[units].max()))
         start, done = stop, int(ends[stop - 1])
 
 
@@ -121,3 +137,9 @@ def _gather(units: Tensor, rows: Rows, index: UnitIndex, size: int, device: torc
     weight = torch.zeros(size)
     weight[:used] = 1.0 / counts[slot]
     return PhysicalBatch(inputs.to(device), targets.to(device), unit.to(device), weight.to(device))
+
+
+def _cut(batch: PhysicalBatch, length: int) -> PhysicalBatch:
+    """The batch with its rows (and targets a token, where there are) cut to their first tokens."""
+    targets = batch.targets if batch.targets.dim() == 1 else batch.targets[:, :length].contiguous()
+    return PhysicalBatch(batch.inputs[:, :length].contiguous(), targets, batch.unit, batch.weight)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dptrain.config import ColumnConfig
+from dptrain.config_data import ColumnConfig
 from dptrain.errors import ConfigError
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>")
@@ -91,6 +91,32 @@ def encode(cells: Mapping[str, np.ndarray], columns: Mapping[str, ColumnConfig],
             features[known, at + code[known]] = 1.0
             at += len(column.categories)
     return features
+
+
+def decode(features: np.ndarray, columns: Mapping[str, ColumnConfig]) -> dict[str, np.ndarray]:
+    """What ``encode`` was told of each row, as far as features say it.
+
+    Args:
+        features: (N, D or more) whose first columns are those that ``encode`` made.
+        columns: as for ``encode``.
+
+    Returns:
+        column -> (N,) float64 number, as clamped (a missing one is the midpoint), or (N,) int64 position among the
+        categories (-1: none of them).
+    """
+    found, at = {}, 0
+    for name, column in columns.items():
+        if column.categories is None:
+            assert column.low is not None
+            assert column.high is not None
+            unit = (features[:, at].astype(np.float64) + 1.0) / 2.0
+            found[name] = column.low + unit * (column.high - column.low)
+            at += 1
+        else:
+            block = features[:, at : at + len(column.categories)]
+            found[name] = np.where(block.max(axis=1) > 0, block.argmax(axis=1), -1).astype(np.int64)
+            at += len(column.categories)
+    return found
 
 
 def numbers(cells: np.ndarray, field: str) -> np.ndarray:

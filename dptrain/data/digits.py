@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.settings import only_uses
 from dptrain.data.source import Rows, Source, SourceInfo, Splits
 from dptrain.registry import sources

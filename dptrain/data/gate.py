@@ -9,18 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import ColumnConfig, DataConfig
+from dptrain.config_data import ColumnConfig, DataConfig
 from dptrain.config_gate import GateConfig
 from dptrain.data import gate_checks
 from dptrain.data.gate_checks import Check
 from dptrain.data.gate_columns import check_columns
 from dptrain.data.quarantine import NamedRows, quarantine, refuse_quarantined
 from dptrain.data.source import SourceInfo, Splits
+from dptrain.data.units import found_rows
 from dptrain.errors import ConfigError, suggest
-from dptrain.run_folder import RunFolder, write_json
+from dptrain.run_folder import GATE, RunFolder, write_json
 
 SCHEMA = "dptrain.gate/1"
-FILE = "gate.json"
 
 __all__ = ["NamedRows", "check_gate", "check_rows", "gate_rows", "write_outcome"]
 
@@ -32,8 +32,9 @@ def check_gate(gate: GateConfig, data: DataConfig, info: SourceInfo) -> None:
         ConfigError: naming the setting.
     """
     reference = gate.label_reference
-    if reference is not None and info.task == "regression":
-        raise ConfigError("gate.label_reference", reference, "data of task regression has no classes", "leave it out")
+    if reference is not None and info.task in ("regression", "language", "token_classification"):
+        problem = f"data of task {info.task} has no classes"
+        raise ConfigError("gate.label_reference", reference, problem, "leave it out")
     classes = max(info.num_classes, 2)
     if reference is not None and len(reference) != classes:
         problem = f"lists {len(reference)} shares, and data '{info.name}' has {classes} classes"
@@ -117,7 +118,8 @@ def gate_rows(
     check_gate(gate, data, info)
     refuse_quarantined(named, info.name)
     if gate.mode == "off":
-        return {"schema": SCHEMA, "mode": gate.mode, "passed": None, "failed": [], "digests": {}, "checks": []}
+        outcome = {"schema": SCHEMA, "mode": gate.mode, "passed": None, "failed": [], "digests": {}, "checks": []}
+        return outcome | {"rows": found_rows(splits)}
     checks = check_rows(gate, data.columns, info, splits)
     failed = [check.name for check in checks if not check.passed]
     # A name of its own costs a pass over the rows: it is made where somebody may want to quarantine by it.
@@ -129,6 +131,7 @@ def gate_rows(
         "failed": failed,
         "digests": digests,
         "checks": [check.to_json() for check in checks],
+        "rows": found_rows(splits),
     }
     if failed and gate.mode == "enforce":
         quarantine([digests], f"gate: {', '.join(failed)}", dataset=info.name, run=folder.run_id)
@@ -146,5 +149,5 @@ def write_outcome(folder: RunFolder, outcome: dict[str, Any]) -> Path:
     """Writes ``internal/gate.json`` (0600), makes the folder (0700) where a refused run has none; returns its path."""
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.internal.mkdir(exist_ok=True, mode=0o700)
-    write_json(folder.internal / FILE, outcome)
-    return folder.internal / FILE
+    write_json(folder.internal / GATE, outcome)
+    return folder.internal / GATE

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dptrain.data.source import Rows, SourceInfo
+from dptrain.data.source import IGNORED, TOKENS, Rows, SourceInfo
 
 STRIDE = 4096
 """Rows looked at together, so that a copy of all rows is never made."""
@@ -38,15 +38,22 @@ class Check:
 
 
 def schema(rows: Rows, info: SourceInfo) -> Check:
-    """Inputs have the declared shape; class indices lie in 0..K-1, regression targets are finite."""
+    """Inputs have the declared shape; classes lie in 0..K-1, token ids in the vocabulary; regressions are finite."""
     declared = {"input_shape": list(info.input_shape), "task": info.task, "classes": info.num_classes}
     targets = rows.targets
     if info.task == "regression":
         wrong = ~torch.isfinite(targets) if targets.is_floating_point() else torch.zeros_like(targets, dtype=torch.bool)
     elif targets.is_floating_point():
         wrong = torch.ones_like(targets, dtype=torch.bool)
+    elif info.task == "language":
+        wrong = (targets < 0) | (targets >= info.input_shape[0])
+    elif info.task == TOKENS:
+        wrong = (((targets < 0) & (targets != IGNORED)) | (targets >= info.num_classes)).flatten(1).any(dim=1)
     else:
         wrong = (targets < 0) | (targets >= max(info.num_classes, 2))
+    if info.vocabulary is not None:
+        ids = rows.inputs.flatten(1)
+        wrong = wrong | (ids < 0).any(dim=1) | (ids >= info.vocabulary).any(dim=1)
     found = {"input_shape": list(rows.inputs.shape[1:]), "targets_outside": int(wrong.sum())}
     passed = found["input_shape"] == declared["input_shape"] and found["targets_outside"] == 0
     return Check("schema", passed, declared, found)
@@ -134,13 +141,13 @@ def unit_rows(rows: Rows, most: int) -> Check:
 
 
 def _sketches(rows: Rows) -> np.ndarray:
-    """(N,) uint64: equal for equal rows, and seldom for others: at most ``SKETCH`` values of a row, and its target,
-    each times a constant of its own, summed modulo 2^64."""
+    """(N,) uint64: equal for equal rows, and seldom for others: at most ``SKETCH`` values of a row, and its first
+    target, each times a constant of its own, summed modulo 2^64."""
     words = _words(rows.inputs)  # (N, W)
     generator = np.random.default_rng(0)
     chosen = np.sort(generator.permutation(words.shape[1])[:SKETCH])
     factors = generator.integers(1, 2**64, size=len(chosen) + 1, dtype=np.uint64) | np.uint64(1)
-    made = _words(rows.targets.reshape(-1, 1))[:, 0].astype(np.uint64) * factors[-1]
+    made = _words(rows.targets[:, None].flatten(1)[:, :1])[:, 0].astype(np.uint64) * factors[-1]
     for start in range(0, len(rows), STRIDE):
         part = words[start : start + STRIDE, chosen].astype(np.uint64)
         made[start : start + STRIDE] += (part * factors[:-1]).sum(axis=1, dtype=np.uint64)

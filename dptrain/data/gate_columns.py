@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dptrain.config import ColumnConfig
+from dptrain.config_data import ColumnConfig
 from dptrain.config_gate import GateConfig
 from dptrain.data.columns import MISSING, codes, numbers
 from dptrain.data.gate_checks import Check

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.settings import flag, only_uses
 from dptrain.data.shipped import locate, read_shipped, shipped
 from dptrain.data.source import Rows, Source, SourceInfo, Splits

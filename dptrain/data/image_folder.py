@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.settings import check_split, existing, needed, only_uses
 from dptrain.data.source import Rows, Source, SourceInfo, Splits
 from dptrain.data.split import split_ids

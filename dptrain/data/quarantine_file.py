@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dptrain.durable import append, make_folder, sync
 from dptrain.errors import ConfigError
 from dptrain.privacy import witness
 from dptrain.privacy.chain import START, Head, LedgerBroken, read_row, row_hash, row_text, sign_head
@@ -70,7 +71,7 @@ def append_row(decide: Callable[[Chain], dict[str, Any] | None]) -> Chain:
     """
     signer, file = load_signer(), place()
     with _phrased(file):
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(file.parent)
         decide(read_chain())  # before the file is made: a refusal leaves none
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -84,8 +85,8 @@ def append_row(decide: Callable[[Chain], dict[str, Any] | None]) -> Chain:
             if chain.head is None:
                 bodies.insert(0, {"kind": "start", "schema": SCHEMA, "id": f"quarantine-{secrets.token_hex(16)}"})
             lines = b"".join(_line(chain, each, signer) for each in bodies)
-            _write(handle, lines, len(_whole_lines(content)))
-            _sync_folder(file.parent)  # else a power cut could take the new file's name away
+            append(handle, lines, len(_whole_lines(content)))
+            sync(file.parent)  # else a power cut could take the new file's name away
             assert chain.head is not None
             witness.remember(chain.head, str(file))
             return chain
@@ -149,6 +150,8 @@ def _against_memory(chain: Chain, file: Path) -> None:
         head.check(trusted)
     known = (None if head is None else witness.recall(head.ledger_id)) or witness.lost(str(file))
     if known is None:
+        if head is None and witness.blank("quarantine-") is not None:
+            raise LedgerBroken(1, "is missing: a head was remembered here, though its content is gone")
         return
     known.check(trusted)
     if head is None or known.ledger_id != head.ledger_id:
@@ -170,28 +173,6 @@ def _content(handle: int) -> bytes:
     while part := os.read(handle, 1 << 20):
         parts.append(part)
     return b"".join(parts)
-
-
-def _write(handle: int, lines: bytes, whole: int) -> None:
-    """Appends behind the first ``whole`` bytes, which are complete lines; all or nothing."""
-    os.ftruncate(handle, whole)
-    try:
-        left = memoryview(lines)
-        while left:
-            left = left[os.write(handle, left) :]
-        os.fsync(handle)
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(handle, whole)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -7,16 +7,15 @@ refusal of a gate, use a secret of the user's own room as well, so that ``ledger
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptrain.data.manifest import SALT_BYTES, manifest_digest
 from dptrain.data.source import Rows
+from dptrain.durable import create_once, make_folder
 from dptrain.errors import ConfigError
 from dptrain.signing import home
 
@@ -126,15 +125,5 @@ def _file() -> Path:
 
 
 def _make(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(secrets.token_bytes(SALT_BYTES))
-            opened.flush()
-            os.fsync(opened.fileno())
-        with suppress(FileExistsError):
-            os.link(temporary, file)  # unlike rename, never over a secret that another process made meanwhile
-    finally:
-        temporary.unlink(missing_ok=True)
+    make_folder(file.parent)
+    create_once(file, secrets.token_bytes(SALT_BYTES))

@@ -7,21 +7,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.errors import ConfigError
 
 Setting = TypeVar("Setting")
 
 
 def only_uses(config: DataConfig, used: Collection[str]) -> None:
-    """Refuses settings that the source would silently ignore. ``name`` and ``options`` always pass.
+    """Refuses settings that the source would silently ignore. ``name``, ``options`` and ``all_public``
+    (a declaration that the account reads) always pass.
 
     Raises:
         ConfigError: naming the first setting that is set and not among ``used``.
     """
     blank = DataConfig()
     for item in fields(DataConfig):
-        if item.name in ("name", "options", *used):
+        if item.name in ("name", "options", "all_public", *used):
             continue
         value = getattr(config, item.name)
         if value != getattr(blank, item.name):

@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.settings import existing
 from dptrain.errors import ConfigError
 
@@ -27,11 +27,12 @@ class ShippedFile(TypedDict):
 
 
 class ShippedSet(TypedDict):
-    """A data set: its title, licence and files by name (without .gz)."""
+    """A data set: its title, licence, files by name (without .gz), and rows a unit -> units where people repeat."""
 
     title: str
     licence: str
     files: Mapping[str, ShippedFile]
+    unit_rows: NotRequired[Mapping[str, int]]
 
 
 @cache

@@ -20,6 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dptrain.config_data import ColumnConfig
+
+TOKENS = "token_classification"
+"""The task of telling a class of every token: a row's targets are (T,), IGNORED where a token has none."""
+IGNORED = -100
+"""Target of a token without a label, as in torch and transformers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
@@ -27,7 +34,8 @@ class SourceInfo:
 
     name: str
     task: str
-    """binary, multiclass or regression."""
+    """binary, multiclass, regression, language (the next token; the target is how many tokens there are to tell), or
+    token_classification (a class a token)."""
     input_shape: tuple[int, ...]
     """Shape of one row's input, without the batch dimension."""
     num_classes: int
@@ -42,10 +50,21 @@ class SourceInfo:
     """Which rows are public (evaluation, attack non-members), as a phrase."""
     is_public: bool = False
     """Whether the training rows, too, are public or synthetic, so that nobody's budget is spent."""
+    vocabulary: int | None = None
+    """Rows are token ids in 0..vocabulary-1; None where they are numbers."""
+    pad: int | None = None
+    """Id that fills a row of tokens behind its end."""
+    unit_rows: Mapping[int, int] | None = None
+    """Rows a unit -> number of units that bring so many, where that is public; None where it is not."""
+    columns: Mapping[str, ColumnConfig] | None = None
+    """Declared columns that a row's input begins with, as ``columns.encode`` lays them out; None where it does not."""
 
     @property
     def num_outputs(self) -> int:
-        """Width of the model's output: one logit for binary, one value for regression."""
+        """Width of the model's output: one logit for binary, one value for regression, T times the classes for
+        token_classification."""
+        if self.task == TOKENS:
+            return self.input_shape[0] * self.num_classes
         return self.num_classes if self.task == "multiclass" else 1
 
 
@@ -53,8 +72,9 @@ class SourceInfo:
 class Rows:
     """Rows in memory. Row i belongs to unit ``unit_id[i]``."""
 
-    inputs: Tensor  # (N, *input_shape) float32
-    targets: Tensor  # (N,) int64 class index (0/1 for binary), or float32 for regression
+    inputs: Tensor  # (N, *input_shape) float32, or int64 token ids
+    targets: Tensor  # (N,) int64 class index (0/1 for binary) or number of tokens to tell, float32 for regression;
+    # (N, T) int64 class or IGNORED for token_classification
     unit_id: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """(N,) int64 in 0..num_units-1; left out, every row is its own unit."""
 
@@ -92,6 +112,8 @@ class Splits:
     """Tables: column -> (N,) text of the training rows before it was encoded, for the gate alone."""
     uncapped: Rows | None = None
     """The training rows before any of a unit was left out (``units.load_capped``), for the gate alone."""
+    found: Mapping[str, Mapping[str, int | float]] | None = None
+    """What reading found about the private rows (how many were cut off, say), for the internal room alone."""
 
 
 @dataclass(frozen=True)

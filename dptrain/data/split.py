@@ -32,6 +32,26 @@ def split_positions(rows: int, fraction: float, seed: int) -> np.ndarray:
     return public
 
 
+def split_share(ids: Sequence[str], fraction: float, seed: int) -> np.ndarray:
+    """Which rows are public when all rows of one id go the same way and the number of public ids is exact.
+
+    Args:
+        ids: N ids, one a row.
+        fraction: share of the U distinct ids that is public, in (0, 1).
+        seed: public.
+
+    Returns:
+        (N,) bool: the rows of the round(U * fraction) ids whose keyed hash is smallest.
+
+    Guarantee: for a number of units that is public (adjacency zero_out). Taking an id away may move one other across:
+    where adjacency is add_remove, use ``split_ids``.
+    """
+    draws, place = _draws(ids, seed)
+    public = np.zeros(len(draws), dtype=bool)
+    public[np.argsort(draws, kind="stable")[: round(len(draws) * fraction)]] = True
+    return public[place]
+
+
 def split_ids(ids: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     """Which rows are public when all rows of one id go the same way, each id by a hash of itself.
 
@@ -46,10 +66,16 @@ def split_ids(ids: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     Guarantee: where an id goes depends on the id, fraction and seed alone, so an id is never on both sides and
     taking one away moves no other.
     """
+    draws, place = _draws(ids, seed)
+    return (draws < fraction)[place]
+
+
+def _draws(ids: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A number in [0, 1) for each distinct id, by a keyed hash of itself; and which of them each row has."""
     key = seed.to_bytes(8, "little")
     distinct, place = np.unique(np.asarray(ids, dtype=object).astype(str), return_inverse=True)
     draws = [
         int.from_bytes(hashlib.blake2b(str(name).encode(), key=key, digest_size=8).digest(), "little") / 2.0**64
         for name in distinct
     ]
-    return (np.asarray(draws) < fraction)[place]
+    return np.asarray(draws), place

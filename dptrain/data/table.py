@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.columns import MISSING, check_bounds, check_columns, check_distinct, codes, encode, numbers, width
 from dptrain.data.read_table import read_csv, read_parquet
 from dptrain.data.settings import check_split, existing, needed, only_uses
@@ -90,6 +90,7 @@ def _names(config: DataConfig) -> list[str]:
 def _declared(config: DataConfig) -> SourceInfo:
     """The public facts, out of the declaration alone."""
     used = ["path", "label", "columns", "task", "public_size", "public_path", "public_fraction", "unit_column"]
+    used += [] if config.unit_column is None else ["unit_rows"]
     task = needed("data.task", config.task, "so the target has no meaning")
     only_uses(config, [*used, *(["target_low", "target_high"] if task == "regression" else ["classes"])])
     needed("data.label", config.label, "so there is no target")
@@ -118,6 +119,8 @@ def _declared(config: DataConfig) -> SourceInfo:
         class_names=tuple(classes),
         unit="record" if config.unit_column is None else "user",
         public_split=describe_split(config, "rows"),
+        columns=config.columns,
+        unit_rows=None if config.unit_rows is None else {pair[0]: pair[1] for pair in config.unit_rows},
     )
 
 

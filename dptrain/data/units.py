@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from dptrain.config import EvaluationConfig, PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
+from dptrain.config_tuning import EvaluationConfig
 from dptrain.data.source import Rows, Source, Splits
 from dptrain.data.split import split_positions
 from dptrain.errors import ConfigError
@@ -48,6 +51,64 @@ def load_capped(source: Source, privacy: PrivacyConfig, seed: int) -> Splits:
     known = source.info.unit == "user"
     train = limit_rows(splits.train, privacy.unit, privacy.max_rows_per_unit, seed, has_user_ids=known)
     return replace(splits, train=train, uncapped=splits.train)
+
+
+CAPS = (1, 2, 4, 8, 16, 32)
+"""Caps that ``cap_line`` sets side by side."""
+
+
+def cap_line(unit_rows: Mapping[int, int] | None, cap: int) -> str:
+    """What a cap on the rows of a user leaves of them, in words, from public knowledge alone.
+
+    Args:
+        unit_rows: rows a user -> users that bring so many, where that is public.
+        cap: rows kept of one user (privacy.max_rows_per_unit).
+    """
+    if not unit_rows:
+        return f"at most {cap} rows of a user; how many that leaves out is private (data.unit_rows declares it)"
+    total, users = sum(r * n for r, n in unit_rows.items()), sum(unit_rows.values())
+    above = sum(n for r, n in unit_rows.items() if r > cap)
+
+    def kept(most: int) -> int:
+        return sum(min(r, most) * n for r, n in unit_rows.items())
+
+    others = ", ".join(f"{most} keeps {kept(most) / total:.0%}" for most in CAPS if most != cap)
+    return (
+        f"at most {cap} rows of a user: by public counts {kept(cap):,} of {total:,} rows stay "
+        f"({kept(cap) / total:.0%}), {above:,} of {users:,} users lose some; {others}"
+    )
+
+
+def cap_table(unit_rows: Mapping[int, int], cap: int) -> list[dict[str, Any]]:
+    """What caps on the rows of a user keep, from public counts: 1, 4, 16 and the one that is set.
+
+    Args:
+        unit_rows: rows a user -> users that bring so many.
+        cap: rows kept of one user (privacy.max_rows_per_unit).
+
+    Returns:
+        for each cap: ``kept``, share of the rows; ``users_cut``, share of users who lose some; ``rows_a_user``, mean.
+    """
+    total, users = sum(r * n for r, n in unit_rows.items()), sum(unit_rows.values())
+    found = []
+    for most in sorted({1, 4, 16, cap}):
+        stay = sum(min(r, most) * n for r, n in unit_rows.items())
+        cut = sum(n for r, n in unit_rows.items() if r > most)
+        found.append({"cap": most, "kept": stay / total, "users_cut": cut / users, "rows_a_user": stay / users})
+    return found
+
+
+def found_rows(splits: Splits) -> dict[str, Any]:
+    """What reading and capping did to the private rows: internal tier, for nothing was added to these counts.
+
+    ``left_out`` rows stand above the cap of their units, of which there are ``units_above_cap``.
+    """
+    rows, before = splits.train, splits.train if splits.uncapped is None else splits.uncapped
+    kept, had = (torch.bincount(part.unit_id) for part in (rows, before))
+    cap = int(kept.max()) if len(kept) else 0
+    counts = {"units": int((had > 0).sum()), "before_cap": len(before), "kept": len(rows)}
+    counts |= {"left_out": len(before) - len(rows), "units_above_cap": int((had > cap).sum())}
+    return {**counts, **{name: dict(values) for name, values in (splits.found or {}).items()}}
 
 
 HOLD_OUT_SEED = 0x5EED

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.adult import COLUMNS
 from dptrain.data.columns import check_columns, width
 from dptrain.data.source import Splits

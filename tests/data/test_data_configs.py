@@ -15,7 +15,8 @@ from dptrain.errors import ConfigError
 from dptrain.registry import sources
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["adult", "csv", "digits", "fashion_mnist", "image_folder", "mnist", "parquet"]
+NAMES = ["adult", "csv", "digits", "fashion_mnist", "fertility", "film_dialogue", "image_folder", "mnist",
+         "movie_sentences", "parquet", "sms_spam", "spam_assassin", "text"]  # fmt: skip
 PATIENTS = "age,sex,ill\n" + "30,f,no\n70,m,yes\n" * 50
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.digits import digits
 from dptrain.registry import sources
 

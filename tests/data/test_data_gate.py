@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dptrain.cli import run
-from dptrain.config import ColumnConfig, DataConfig
+from dptrain.config_data import ColumnConfig, DataConfig
 from dptrain.config_gate import GateConfig
 from dptrain.data import gate_checks
 from dptrain.data.gate import check_gate, check_rows, gate_rows, write_outcome
@@ -328,3 +328,18 @@ def test_good_rows_are_let_in_and_named(tmp_path: Path) -> None:
     plain = at_the_gate(GateConfig(), good_rows(), new_run("good", str(tmp_path / "good")))
     assert plain["digests"] == {} and [check["name"] for check in plain["checks"]] == ["schema"]
     assert at_the_gate(GateConfig(mode="off"), good_rows(), new_run("good", None))["checks"] == []
+
+
+def test_token_ids_outside_the_vocabulary_and_targets_longer_than_a_row_fail_the_schema() -> None:
+    info = SourceInfo(
+        name="texts", task="language", input_shape=(4,), num_classes=1, public_size=40, vocabulary=9, pad=0
+    )
+    ids, told = torch.arange(40).reshape(10, 4) % 9, torch.arange(10) % 4
+    assert gate_checks.schema(Rows(ids, told), info).passed
+    for wrong_id in (-1, 9):
+        bad = ids.clone()
+        bad[7, 2] = wrong_id
+        assert gate_checks.schema(Rows(bad, told), info).found["targets_outside"] == 1
+    assert not gate_checks.schema(Rows(ids, told + 1), info).passed
+    with pytest.raises(ConfigError, match="task language has no classes"):
+        check_gate(GateConfig(label_reference=[1.0]), DataConfig(), info)

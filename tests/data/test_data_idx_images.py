@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.idx_images import parse_idx
 from dptrain.data.source import Splits
 from dptrain.errors import ConfigError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dptrain.config import DataConfig
+from dptrain.config_data import DataConfig
 from dptrain.data.source import Source
 from dptrain.errors import ConfigError
 from dptrain.registry import sources

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dptrain.config import ColumnConfig, DataConfig
+from dptrain.config_data import ColumnConfig, DataConfig
 from dptrain.data.source import Source, Splits
 from dptrain.errors import ConfigError
 from dptrain.registry import sources

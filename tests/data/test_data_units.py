@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dptrain.data.source import Rows
-from dptrain.data.units import check_units, limit_rows
+from dptrain.data.source import Rows, Splits
+from dptrain.data.units import cap_line, check_units, found_rows, limit_rows
 from dptrain.errors import ConfigError
 
 
@@ -73,3 +73,19 @@ def test_every_row_of_a_user_is_kept_about_equally_often() -> None:
         counts[limit_rows(numbered([0] * 8), "user", 2, seed).targets] += 1
     assert counts.sum() == 800
     assert (counts - 100).abs().max() < 52
+
+
+def test_what_the_cap_left_out_is_counted_for_the_internal_room() -> None:
+    before = numbered([0, 0, 0, 1, 2, 2])
+    after = limit_rows(before, "user", 2, seed=0)
+    told = found_rows(Splits(after, numbered([0]), uncapped=before, found={"text": {"rows_cut_off": 4}}))
+    assert told == {"units": 3, "before_cap": 6, "kept": 5, "left_out": 1, "units_above_cap": 1,
+                    "text": {"rows_cut_off": 4}}  # fmt: skip
+    assert found_rows(Splits(before, before))["left_out"] == 0
+
+
+def test_the_plan_says_what_a_cap_costs_from_public_counts_alone() -> None:
+    line = cap_line({1: 10, 3: 2, 40: 1}, 2)
+    assert "16 of 56 rows stay (29%), 3 of 13 users lose some" in line
+    assert "1 keeps 23%" in line and "4 keeps 36%" in line and " 2 keeps" not in line
+    assert "private" in cap_line(None, 2)
