@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -28,6 +28,12 @@ class ModelSpec:
     num_outputs: int
     task: str
     class_names: tuple[str, ...] = ()
+    ema: float = 0.0
+    """Decay of the moving average that the weights are; 0: they are those of the last or the best step."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; a field that says nothing new is left out, so that earlier releases read what they can."""
+        return {name: value for name, value in asdict(self).items() if name != "ema" or value}
 
     def __post_init__(self) -> None:
         # JSON gives lists; a spec read back must equal the one written.

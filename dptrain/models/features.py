@@ -132,6 +132,22 @@ def cached_features(
     mapping: FeatureMap = features.build(name, tuple(inputs.shape[1:]), options=options)
     if isinstance(mapping, Identity):
         return inputs
+    return cached_map(name, mapping, inputs, cache_dir, options)
+
+
+def cached_map(
+    name: str,
+    mapping: FeatureMap,
+    inputs: Tensor,
+    cache_dir: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """As ``cached_features``, for a map at hand; ``name``, its version and the options name the cached rows.
+
+    Raises:
+        ConfigError: as ``cached_features``.
+    """
+    options = dict(options or {})
     if cache_dir is None:
         return _mapped(name, mapping, inputs)
     path = cache_dir / f"{name}-{_key(name, mapping.version, options, inputs)}.safetensors"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dptrain.errors import ConfigError
+from dptrain.models.reading import takes_ids
 
 ROWS = 6
 """Rows of the probe's batch."""
@@ -26,9 +27,9 @@ State = dict[str, Tensor]
 def probe(module: nn.Module, name: str, input_shape: tuple[int, ...], num_outputs: int) -> None:
     """Refuses a module, in the mode it is in, whose outputs for one row depend on another row or on the past.
 
-    Rows are uniform in [0, 2). One row of a batch is replaced, by another and by one a thousand times as
-    large; the outputs of all others must stay. Every pass starts from the same random state, so dropout draws
-    the same. Parameters and buffers are copies: the module itself is not changed.
+    Rows are uniform in [0, 2), or token ids (``made_up_rows``). One row of a batch is replaced, by another and by one a
+    thousand times as large (ids: by others); the outputs of all others must stay. Every pass starts from the
+    same random state, so dropout draws the same. Parameters and buffers are copies: the module itself is not changed.
 
     Args:
         module: the model in training mode.
@@ -42,8 +43,7 @@ def probe(module: nn.Module, name: str, input_shape: tuple[int, ...], num_output
     """
     generator = torch.Generator().manual_seed(20_210)
     reference = next(p for p in module.parameters() if p.is_floating_point())
-    rows = 2 * torch.rand(2 * ROWS, *input_shape, generator=generator)
-    rows = rows.to(reference.device, reference.dtype)
+    rows = made_up_rows(module, 2 * ROWS, input_shape, generator).to(reference.device)
     given = {k: v.detach().clone() for k, v in [*module.named_parameters(), *module.named_buffers()]}
     trained = dict(module.named_parameters())
     with torch.no_grad():
@@ -64,8 +64,7 @@ def check_deterministic(module: nn.Module, name: str, input_shape: tuple[int, ..
         ConfigError: the outputs of the same rows differ between two random states.
     """
     reference = next(p for p in module.parameters() if p.is_floating_point())
-    rows = 2 * torch.rand(ROWS, *input_shape, generator=torch.Generator().manual_seed(20_211))
-    rows = rows.to(reference.device, reference.dtype)
+    rows = made_up_rows(module, ROWS, input_shape, torch.Generator().manual_seed(20_211)).to(reference.device)
     given = {k: v.detach().clone() for k, v in [*module.named_parameters(), *module.named_buffers()]}
     generator = torch.Generator().manual_seed(20_212)
     trained = dict(module.named_parameters())
@@ -85,6 +84,27 @@ def check_deterministic(module: nn.Module, name: str, input_shape: tuple[int, ..
                     )
     finally:
         module.train(was_training)
+
+
+def made_up_rows(module: nn.Module, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Rows that a model can read: uniform in [0, 2); for one that ``takes_ids``, ids of its vocabulary.
+
+    Every other row of ids ends early, in the padding token where the model names one (``pad``).
+    """
+    reference = next(p for p in module.parameters() if p.is_floating_point())
+    if not takes_ids(module):
+        return (2 * torch.rand(count, *shape, generator=generator)).to(reference.dtype)
+    ids = torch.randint(0, int(getattr(module, "vocabulary", 2)), (count, *shape), generator=generator)
+    pad = getattr(module, "pad", None)
+    if pad is not None:
+        for row in range(0, count, 2):
+            ids[row, ..., 1 + (row * shape[-1]) // count :] = pad
+    return ids
+
+
+def _scaled(rows: Tensor, factor: int, module: nn.Module) -> Tensor:
+    """Rows that are larger; of ids, others."""
+    return factor * rows if rows.is_floating_point() else (factor * rows) % int(getattr(module, "vocabulary", 2))
 
 
 def _check_shapes(module: nn.Module, name: str, state: State, rows: Tensor, num_outputs: int) -> None:
@@ -114,13 +134,13 @@ def _check_shapes(module: nn.Module, name: str, state: State, rows: Tensor, num_
 def _check_apart(module: nn.Module, name: str, state: State, rows: Tensor) -> None:
     batch, others = rows[:ROWS], rows[ROWS:]
     base, _ = _forward(module, state, batch)
-    _forward(module, state, 3 * others)
+    _forward(module, state, _scaled(others, 3, module))
     again, _ = _forward(module, state, batch)
     if not _close(base, again):
         problem = "gives other outputs for the same rows after it has seen different ones"
         raise ConfigError("model", name, problem, "keep no state between batches")
     for place in (0, ROWS // 2):
-        for replacement in (others[place], 1000 * others[place]):
+        for replacement in (others[place], _scaled(others[place], 1000, module)):
             changed = batch.clone()
             changed[place] = replacement
             outputs, _ = _forward(module, state, changed)
