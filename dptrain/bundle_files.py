@@ -1,13 +1,15 @@
 """Which files a release bundle consists of, and whether they are those that were written. Needs no torch.
 
-model.safetensors   weights
+model.safetensors   weights; or model.sealed, the same under a sealing key (its manifest is of the next schema)
 model.json          which registered model they belong to
 statement.json      what is promised; names the digests of the two above, and is signed
 manifest.json       SHA-256 and size of each of the above
 signature.json      Ed25519 over the manifest, by the key that signed the statement
 
 Nothing else may lie in the folder, hidden or empty, and no file may be a link, be executable or be open to everybody's
-hand. Manifest and signature have one spelling each, so that no byte of a bundle is nobody's word.
+hand. Manifest and signature have one spelling each, so that no byte of a bundle is nobody's word. The one exception are
+the envelope slots of ``model.sealed``: its digest leaves them out, so that ``dptrain keys rotate`` needs no signature;
+a slot that was changed opens nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ from dptrain.errors import ConfigError
 from dptrain.signing import Signer, canonical, key_id, signature_holds
 from dptrain.untrusted_json import NotReadable, parse_untrusted
 
-MANIFEST_SCHEMA = "dptrain.manifest/2"
+MANIFEST_SCHEMAS = {False: "dptrain.manifest/2", True: "dptrain.manifest/3"}
+"""Whether the weights are sealed -> schema of the manifest."""
 SIGNATURE_SCHEMA = "dptrain.bundle.signature/1"
-FILES = ("model.safetensors", "model.json", "statement.json")
-"""Those that the manifest lists."""
-SIGNED_FILES = ("model.safetensors", "model.json")
-"""Those whose digests the statement names."""
+WEIGHTS, SEALED = "model.safetensors", "model.sealed"
+SIGNED_FILES = (WEIGHTS, "model.json")
+"""Those whose digests the statement names; of sealed weights, it is that of the plain bytes."""
 MANIFEST, SIGNATURE = "manifest.json", "signature.json"
 SMALL = 1 << 16
+SLOTS = (512, 1536)
+"""Where the envelope slots of a sealed file begin and end (``checkpoint.seal``)."""
 RESTORE = "restore the bundle from a copy"
 
 
@@ -40,7 +44,7 @@ class CheckedFiles:
     """What ``verify_files`` found: nothing missing, nothing more, every digest and the signature in order."""
 
     facts: dict[str, dict[str, Any]]
-    """File name -> {sha256, bytes}, for ``FILES``."""
+    """File name -> {sha256, bytes}, for ``listed_files``."""
     public_key: str
     """Whose signature holds. Whether that key is trusted is not asked here."""
 
@@ -50,16 +54,32 @@ def bundle_folder(path: Path) -> Path:
     return path / "checkpoint" if (path / "checkpoint").is_dir() else path
 
 
+def listed_files(sealed: bool) -> tuple[str, ...]:
+    """Names that a manifest lists, in order."""
+    return (SEALED if sealed else WEIGHTS, "model.json", "statement.json")
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a bundle's weights are sealed."""
+    return os.path.lexists(folder / SEALED)
+
+
 def file_facts(file: Path) -> dict[str, Any]:
-    """{sha256, bytes} of a file, read in parts."""
+    """{sha256, bytes} of a file, read in parts; of sealed weights, the digest is of all but the envelope slots."""
     with file.open("rb") as opened:
-        return {"sha256": hashlib.file_digest(opened, "sha256").hexdigest(), "bytes": file.stat().st_size}
+        digest = hashlib.sha256()
+        if file.name == SEALED:
+            digest.update(opened.read(SLOTS[0]))
+            opened.seek(SLOTS[1])
+        digest = hashlib.file_digest(opened, lambda: digest)
+        return {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
 
 
 def manifest_text(facts: dict[str, dict[str, Any]]) -> str:
     """The one spelling of a manifest."""
-    listed = {name: {"sha256": facts[name]["sha256"], "bytes": facts[name]["bytes"]} for name in FILES}
-    return _text({"schema": MANIFEST_SCHEMA, "files": listed})
+    sealed = SEALED in facts
+    listed = {name: {"sha256": facts[name]["sha256"], "bytes": facts[name]["bytes"]} for name in listed_files(sealed)}
+    return _text({"schema": MANIFEST_SCHEMAS[sealed], "files": listed})
 
 
 def signature_text(manifest: bytes, signer: Signer) -> str:
@@ -79,10 +99,11 @@ def verify_files(folder: Path) -> CheckedFiles:
     if not folder.is_dir():
         raise ConfigError("checkpoint", folder, "no such folder", "give a run folder or its checkpoint/")
     try:
-        _check_names(folder)
-        listed, manifest = _read_manifest(folder / MANIFEST)
+        names = listed_files(is_sealed(folder))
+        _check_names(folder, names)
+        listed, manifest = _read_manifest(folder / MANIFEST, names)
         public_key = _check_signature(folder / SIGNATURE, manifest)
-        for name in FILES:
+        for name in names:
             if not is_as_listed(folder / name, listed[name]):
                 problem = "does not match its digest: changed or truncated"
                 raise ConfigError("checkpoint", folder / name, problem, RESTORE)
@@ -97,9 +118,9 @@ def is_as_listed(file: Path, facts: Any) -> bool:
     return isinstance(facts, dict) and facts.get("bytes") == file.stat().st_size and file_facts(file) == facts
 
 
-def _check_names(folder: Path) -> None:
+def _check_names(folder: Path, listed: tuple[str, ...]) -> None:
     """Exact names (case included), plain files, and modes."""
-    wanted = (*FILES, MANIFEST, SIGNATURE)
+    wanted = (*listed, MANIFEST, SIGNATURE)
     present = sorted(entry.name for entry in os.scandir(folder))
     for name in present:
         if name not in wanted:
@@ -120,11 +141,11 @@ def _check_names(folder: Path) -> None:
             raise ConfigError("checkpoint", file, f"is marked as a program (mode {mode:o})", f"chmod 600 {file}")
 
 
-def _read_manifest(file: Path) -> tuple[dict[str, dict[str, Any]], bytes]:
+def _read_manifest(file: Path, names: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], bytes]:
     """(file name -> facts, the bytes they were read from)."""
-    found, text = _read(file, MANIFEST_SCHEMA)
+    found, text = _read(file, MANIFEST_SCHEMAS[SEALED in names])
     facts = found.get("files")
-    if not (isinstance(facts, dict) and set(facts) == set(FILES) and all(_is_facts(value) for value in facts.values())):
+    if not (isinstance(facts, dict) and set(facts) == set(names) and all(_is_facts(value) for value in facts.values())):
         raise ConfigError("checkpoint", file, "is not a manifest of a bundle's files", RESTORE)
     if text != manifest_text(facts).encode():
         raise ConfigError("checkpoint", file, "holds more than digests, or spells them otherwise", RESTORE)

@@ -20,6 +20,9 @@ class CheckpointConfig:
     """Where the sealing key comes from: null (``sealing.key`` in DPTRAIN_HOME, made on first use), ``file:PATH``,
     ``env:NAME`` or ``command:PROGRAM ARGUMENTS`` (its output). Never taken from a run folder: to resume, name it
     again."""
+    seal_bundle: bool = False
+    """Whether the release bundle's weights are sealed, too, under the same key. The statement stays readable, and
+    verifies without the key; loading, auditing or exporting takes it."""
 
     def __post_init__(self) -> None:
         number("checkpoint.every", self.every, low=0)

@@ -50,6 +50,8 @@ def read_spec(described: dict[str, Any], file: Path) -> ModelSpec:
         "task": lambda value: isinstance(value, str),
         "class_names": texts,
     }
+    if "ema" in described:
+        kinds["ema"] = lambda value: isinstance(value, float) and 0 < value < 1
     for name in sorted({*described} ^ {*kinds}):
         what = f"lacks the field '{name}'" if name in kinds else f"has a foreign field '{name[:60]}'"
         raise ConfigError("checkpoint", file, what, RESTORE)

@@ -35,7 +35,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dptrain.checkpoint.seal import SealBroken, read_sealed, write_sealed
-from dptrain.checkpoint.sealing_key import MasterKey, sync_folder
+from dptrain.checkpoint.sealing_key import MasterKey
+from dptrain.durable import sync
 from dptrain.errors import ConfigError
 
 SCHEMA = "dptrain.resume/1"
@@ -69,9 +70,9 @@ def write_state(room: Path, state: ResumeState, key: MasterKey, keep: int) -> Pa
             raise OSError(None, str(error), str(room)) from error
         write_sealed(temporary / FACTS, [facts], key, _context(name, FACTS))
         write_sealed(temporary / TENSORS, [tensors], key, _context(name, TENSORS))
-        sync_folder(temporary)
+        sync(temporary)
         os.rename(temporary, room / name)
-        sync_folder(room)
+        sync(room)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

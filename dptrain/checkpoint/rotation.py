@@ -6,7 +6,8 @@ import os
 import secrets
 from pathlib import Path
 
-from dptrain.checkpoint.sealing_key import MasterKey, load_key, own_file, sync_folder, write_key
+from dptrain.checkpoint.sealing_key import MasterKey, load_key, own_file, write_key
+from dptrain.durable import sync
 from dptrain.errors import ConfigError
 
 
@@ -37,7 +38,7 @@ def finish() -> Path:
     if not retired.exists():
         os.link(own, retired)
     os.replace(waiting, own)
-    sync_folder(own.parent)
+    sync(own.parent)
     return retired
 
 

@@ -12,10 +12,10 @@ import re
 import secrets
 import shlex
 import subprocess
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dptrain.durable import create_once, make_folder
 from dptrain.errors import ConfigError
 from dptrain.signing import home
 
@@ -95,30 +95,12 @@ def key_ring(source: str | None) -> dict[str, MasterKey]:
 
 def write_key(file: Path, secret: bytes) -> None:
     """Writes a key file (0600), synced; one that is there already stays."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(secret.hex().encode() + b"\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-        with suppress(FileExistsError):
-            os.link(temporary, file)  # never over a key that another process made meanwhile
-        temporary.unlink()
-        sync_folder(file.parent)
+        make_folder(file.parent)
+        create_once(file, secret.hex().encode() + b"\n")
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError("sealing key", file, f"cannot be made ({reason})", "set DPTRAIN_HOME") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names in a folder durable: a rename is not on disk before its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_file(file: Path) -> MasterKey:

@@ -7,10 +7,9 @@ whose end is missing was never acknowledged, so no step of it was taken; anythin
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
-from dptrain.checkpoint.sealing_key import sync_folder
+from dptrain.durable import append, sync
 from dptrain.errors import ConfigError
 
 
@@ -43,7 +42,7 @@ class StepJournal:
         self._size = whole
         os.ftruncate(self._handle, whole)
         os.fsync(self._handle)
-        sync_folder(path.parent)
+        sync(path.parent)
 
     def commit(self, steps: int) -> None:
         """Declares that steps 1 to ``steps`` may be executed; on disk when it returns, else OSError."""
@@ -66,15 +65,7 @@ class StepJournal:
             self._handle = -1
 
     def _append(self, line: str) -> None:
-        data = line.encode()
-        try:
-            while data:
-                data = data[os.write(self._handle, data) :]
-            os.fsync(self._handle)
-        except OSError:  # a full disk: half a line must not stand before the next
-            with suppress(OSError):
-                os.ftruncate(self._handle, self._size)
-            raise
+        append(self._handle, line.encode(), self._size)
         self._size += len(line)
 
     def _read(self, path: Path, line: bytes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dptrain.bundle_files import FILES, file_facts, manifest_text, signature_text, verify_files
+from dptrain.bundle_files import file_facts, listed_files, manifest_text, signature_text, verify_files
 from dptrain.checkpoint.bundle import load_bundle, save_bundle
 from dptrain.errors import ConfigError
 from dptrain.models.build import ModelSpec, build_model
@@ -31,7 +31,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def reseal(bundle: Path) -> None:
     """Rewrites and signs the manifest so that only what lies behind it can catch a change."""
-    text = manifest_text({name: file_facts(bundle / name) for name in FILES})
+    text = manifest_text({name: file_facts(bundle / name) for name in listed_files(False)})
     (bundle / "manifest.json").write_text(text)
     (bundle / "signature.json").write_text(signature_text(text.encode(), load_signer()))
 
@@ -72,7 +72,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dptrain.checkpoint.bundle.save_model", full)
+    monkeypatch.setattr("dptrain.checkpoint.weights_file.save_model", full)
     with pytest.raises(OSError, match="No space"):
         save_bundle(tmp_path / "checkpoint", build_model(SPEC), SPEC, lambda files: STATEMENT)
     assert list(tmp_path.iterdir()) == []
