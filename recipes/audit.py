@@ -1,6 +1,7 @@
 """Attack a finished checkpoint: can one tell members from held-out rows, and does that fit the promise?
 
 dptrain audit run=runs/RUN
+dptrain audit run=runs/RUN audit.budget=10m
 python recipes/audit.py run=runs/RUN audit.fpr=[0.01]
 """
 
@@ -10,7 +11,7 @@ import sys
 from typing import Any
 
 from dptrain.cli import guarded
-from dptrain.config import AuditConfig
+from dptrain.config_audit import AuditConfig
 from dptrain.launch import launch
 
 
@@ -22,14 +23,21 @@ def run(config: AuditConfig) -> dict[str, Any]:
         ClaimRejected: what the attack found contradicts the statement (exit code 4).
     """
     from dptrain.audit import stages
+    from dptrain.training.reference import reference_trainer
 
     # 1. The run's own bundle, every digest checked, and the very rows that it was trained on.
     subject = stages.open_subject(config)
 
-    # 2. Scores of members and of held-out rows; what they tell apart, with exact intervals.
-    findings = stages.attack(subject, config)
+    # 2. The account of these rows learns that they are looked at again, before anything is computed.
+    noted = stages.tell_ledger(subject, config)
 
-    # 3. Kept inside the building; the exit code says whether the claim survived.
+    # 3. Where time is given: references by the run's own recipe, on halves of members and held-out rows together.
+    tier = stages.references(subject, config, reference_trainer)
+
+    # 4. Scores of members and of held-out rows; what they tell apart, with exact intervals.
+    findings = stages.attack(subject, config, noted, tier)
+
+    # 5. Kept inside the building; the exit code says whether the claim survived.
     stages.keep(subject, findings, config.tracking_uri)
     stages.say(subject, findings)
     stages.judge(subject, findings)

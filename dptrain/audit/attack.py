@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.audit.calibrated import NAME as CALIBRATED
+from dptrain.audit.calibrated import applies, calibrated
 from dptrain.audit.intervals import auc_interval, rates_bound, tpr_interval
 from dptrain.audit.roc import allowed_count, needed_for, roc_curve, thinned, tpr_at
 from dptrain.audit.scores import ATTACKS, per_unit
@@ -32,6 +34,7 @@ def run_attacks(
     task: str,
     fprs: Sequence[float],
     confidence: float,
+    beside: int = 0,
 ) -> dict[str, Any]:
     """Every attack's AUC, TPR at the rates asked for, ROC, and the bounds by which a claim can be tested.
 
@@ -48,6 +51,7 @@ def run_attacks(
         task: binary, multiclass or regression.
         fprs: false-positive rates of interest, each in (0, 1).
         confidence: coverage of every interval by itself, and of all claim bounds together.
+        beside: how many attacks made elsewhere share the error of the claim's bounds with these.
 
     Returns:
         The "members", "non_members" (units), "confidence" and "attacks" of internal/audit.json. An attack's
@@ -59,13 +63,22 @@ def run_attacks(
     Raises:
         ValueError: no rows on one side, or shapes that do not fit the task.
     """
-    attacks = []
+    scores = {}
     for name, score in ATTACKS.items():
         members = per_unit(score(member_outputs, member_targets, task), member_units)
-        others = per_unit(score(nonmember_outputs, nonmember_targets, task), nonmember_units)
-        attacks.append(attack_result(name, members, others, fprs, confidence, share=len(ATTACKS)))
-    members, others = (len(np.unique(units)) for units in (member_units, nonmember_units))
-    return {"members": members, "non_members": others, "confidence": confidence, "attacks": attacks}
+        scores[name] = members, per_unit(score(nonmember_outputs, nonmember_targets, task), nonmember_units)
+    inside, outside = (len(np.unique(units)) for units in (member_units, nonmember_units))
+    if applies(task, outside):
+        seen = member_outputs, member_targets, member_units
+        scores[CALIBRATED] = calibrated(*seen, nonmember_outputs, nonmember_targets, nonmember_units, task)
+    share = len(scores) + beside
+    attacks = [attack_result(name, ours, theirs, fprs, confidence, share) for name, (ours, theirs) in scores.items()]
+    return {"members": inside, "non_members": outside, "confidence": confidence, "attacks": attacks}
+
+
+def seconds_tier(task: str, non_members: int) -> list[str]:
+    """Names of the attacks that ``run_attacks`` makes."""
+    return [*ATTACKS, *([CALIBRATED] if applies(task, non_members) else [])]
 
 
 def attack_result(

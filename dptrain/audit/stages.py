@@ -5,19 +5,29 @@ Everything here is computed from members and stays in the internal tier.
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from dptrain.audit.attack import run_attacks
+from dptrain.audit.attack import run_attacks, seconds_tier
+from dptrain.audit.claim_check import Planted, check_claim, planted
+from dptrain.audit.groups import check_groups, make_groupings
+from dptrain.audit.noted import note, noted_line
+from dptrain.audit.reference_attacks import ATTACKS
+from dptrain.audit.reference_lines import reference_lines
+from dptrain.audit.signals import check_task
+from dptrain.audit.tier import MakeTrainer, make_pool, reference_tier
 from dptrain.audit.verdict import verdict
 from dptrain.checkpoint.bundle import Bundle, load_verified
 from dptrain.compose import typed
 from dptrain.config import AuditConfig, TrainConfig
 from dptrain.data.manifest import manifest_digest
-from dptrain.data.source import Rows
+from dptrain.data.quarantine import NamedRows, refuse_quarantined
+from dptrain.data.source import Rows, SourceInfo
 from dptrain.data.units import hold_out, load_capped
 from dptrain.errors import ClaimRejected, ConfigError
 from dptrain.registry import load_user_files, sources
@@ -37,6 +47,14 @@ class Subject:
     members: Rows
     non_members: Rows
     batch_size: int
+    settings: TrainConfig
+    """The run's own."""
+    info: SourceInfo
+    """Public facts about the rows."""
+    pool: tuple[Rows, Rows]
+    """All members and all non-members, of which the above are a sample."""
+    planted: Planted | None = None
+    """Canaries; None where the statement names none."""
 
 
 def open_subject(config: AuditConfig) -> Subject:
@@ -58,17 +76,25 @@ def open_subject(config: AuditConfig) -> Subject:
             "give imports=[...] yourself",
         )
     load_user_files(config.imports)
-    bundle = load_verified(folder.checkpoint)
+    bundle = load_verified(folder.checkpoint, sealing_key=config.audit.key)
     source = sources.build(settings.data.name, settings.data, settings.seed, options=settings.data.options)
+    check_groups(source.info, config.audit.groups)
     splits = load_capped(source, settings.privacy, settings.seed)
     _check_rows(folder, splits.train)
+    refuse_quarantined(NamedRows(splits.train), source.info.name)
     trained, _ = hold_out(splits.train, settings.evaluation, settings.seed)
+    found = planted(bundle.statement, folder.internal, config.audit.key, folder.run_id, trained, source.info)
+    trained = trained if found is None else found.members
     return Subject(
         folder=folder,
         bundle=bundle,
         members=_some_units(trained, config.audit.max_rows, config.seed),
         non_members=_some_units(splits.public, config.audit.max_rows, config.seed),
         batch_size=settings.evaluation.batch_size,
+        settings=settings,
+        info=source.info,
+        pool=(trained, splits.public),
+        planted=found,
     )
 
 
@@ -107,8 +133,56 @@ def _some_units(rows: Rows, most: int, seed: int) -> Rows:
     return rows.take(torch.nonzero(kept[rows.unit_id]).flatten())
 
 
-def attack(subject: Subject, config: AuditConfig) -> dict[str, Any]:
-    """Scores members and non-members and says what they tell apart; the content of internal/audit.json."""
+def tell_ledger(subject: Subject, config: AuditConfig) -> dict[str, Any]:
+    """Writes to the ledger, before a score is computed, that this checkpoint is attacked and with what; costs nothing.
+
+    Raises:
+        ConfigError: ``ledger_uri`` is not the ledger that counted the run.
+        LedgerBroken: the ledger contradicts itself (exit code 3).
+    """
+    attacks = seconds_tier(subject.bundle.spec.task, subject.non_members.num_units)
+    attacks += [*(ATTACKS if config.audit.budget else ()), *(["canaries"] if subject.planted else [])]
+    statement, of_run = subject.bundle.statement, subject.settings.ledger.uri
+    return note(statement, subject.folder.run_id, config.ledger_uri, of_run, attacks)
+
+
+def references(subject: Subject, config: AuditConfig, make_trainer: MakeTrainer) -> dict[str, Any] | None:
+    """Attacks with reference models, trained while ``audit.budget`` lasts; None where no time is given.
+
+    Args:
+        subject: what is attacked.
+        config: of the audit.
+        make_trainer: gives the trainer of references for a run's config and a pool of rows.
+    """
+    if config.audit.budget is None:
+        return None
+    check_task(subject.bundle.spec.task)
+    wanted = check_groups(subject.info, config.audit.groups)
+    pool = make_pool(*subject.pool, config.audit.max_rows, config.seed)
+    groupings = make_groupings(pool.scored_members(), subject.info, wanted)
+    settings = replace(subject.settings, imports=[])  # those that the user named are loaded; a run folder names no code
+    trainer = make_trainer(settings, pool.rows)
+    bundle, size = subject.bundle, subject.batch_size
+    beside = len(seconds_tier(bundle.spec.task, subject.non_members.num_units))
+
+    def tell(line: str) -> None:
+        print(f"dptrain: {line}", file=sys.stderr)
+
+    given, seed = config.audit, config.seed
+    return reference_tier(subject.folder, bundle, pool, trainer, given, seed, size, beside, groupings, tell)
+
+
+def attack(
+    subject: Subject, config: AuditConfig, noted: dict[str, Any], tier: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Scores members and non-members and says what they tell apart; the content of internal/audit.json.
+
+    Args:
+        subject: what is attacked.
+        config: of the audit.
+        noted: of ``tell_ledger``.
+        tier: of ``references``: its attacks stand beside the others and share their error.
+    """
     start = time.monotonic()
     statement = subject.bundle.statement
     guarantee = statement.get("guarantee") or {}
@@ -123,16 +197,28 @@ def attack(subject: Subject, config: AuditConfig) -> dict[str, Any]:
         subject.bundle.spec.task,
         config.audit.fpr,
         config.audit.confidence,
+        beside=len(ATTACKS) if tier else 0,
     )
+    found["attacks"] += tier["attacks"] if tier else []
     claim = {"epsilon_claimed": guarantee.get("epsilon"), "delta": guarantee.get("delta")}
     unit = str(statement["unit"]["kind"])
     judged = verdict(found, claim["epsilon_claimed"], claim["delta"], config.audit.confidence, unit)
+
+    def outputs(rows: Rows) -> Any:
+        return _outputs(subject, rows, cache=None)
+
+    task, settings = subject.bundle.spec.task, config.audit
+    checked = check_claim(subject.planted, outputs, statement, task, settings.level, settings.confidence)
+    judged["claim_check"] = checked
+    if checked["rejected"]:
+        judged |= {"rejected": True, "verdict": checked["sentence"]}
     head = {"schema": SCHEMA, "run_id": subject.folder.run_id, "seed": config.seed}
+    head |= {"ledger": noted, "references": tier["references"] if tier else None}
     return head | claim | found | judged | {"seconds": round(time.monotonic() - start, 2), "objective": None}
 
 
-def _outputs(subject: Subject, rows: Rows) -> Any:
-    return subject.bundle.outputs(rows.inputs, subject.batch_size, CACHE).numpy()
+def _outputs(subject: Subject, rows: Rows, cache: Path | None = CACHE) -> Any:
+    return subject.bundle.outputs(rows.inputs, subject.batch_size, cache).numpy()
 
 
 def keep(subject: Subject, findings: dict[str, Any], server: str | None) -> None:
@@ -154,6 +240,9 @@ def say(subject: Subject, findings: dict[str, Any]) -> None:
         for rate in found["tpr"]:
             shown = rate.get("refused") or f"{rate['tpr']:.2%} ({rate['low']:.2%} to {rate['high']:.2%})"
             lines.append(("", f"members found at {100 * rate['fpr']:g} % false alarms: {shown}"))
+    lines += reference_lines(findings["references"])
+    lines.append(("ledger", noted_line(findings["ledger"])))
+    lines.append(("canaries", str(findings["claim_check"]["sentence"])))
     lines += [("verdict", str(findings["verdict"])), ("kept in", f"{subject.folder.internal_audit} (internal tier)")]
     summary(lines)
 

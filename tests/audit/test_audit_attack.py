@@ -32,7 +32,7 @@ def test_result_has_what_the_report_reads_and_is_json() -> None:
     found = null(500, 360)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["members"], found["non_members"]) == (500, 360)
-    assert [a["name"] for a in found["attacks"]] == ["loss", "logit_difference"]
+    assert [a["name"] for a in found["attacks"]] == ["loss", "logit_difference", "calibrated"]
     for attack in found["attacks"]:
         assert set(attack["auc"]) == {"value", "low", "high"}
         assert attack["auc"]["low"] < attack["auc"]["value"] < attack["auc"]["high"]
@@ -77,7 +77,7 @@ def test_the_sentence_says_what_was_compared_and_never_that_all_is_well(epsilon:
     found = attacked(rng.normal(shift, 1, 400), rng.normal(0, 1, 400))
     said = verdict(found, epsilon, None if epsilon is None else 1e-5, 0.95, unit="user")["verdict"]
     assert "compares training rows with held-out rows and assumes that they are drawn alike" in said
-    assert "95 % confidence over all 10 tests together" in said
+    assert "95 % confidence over all 15 tests together" in said
     assert "one observation is one user" in said
     assert "\n" not in said
     for word in ("verified", "safe", "secure", "proves", "guarantee"):

@@ -1,0 +1,31 @@
+"""What the reference tier found, as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SHOWN_GROUPS = 3
+
+
+def reference_lines(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Label and text; none without references."""
+    if found is None:
+        return []
+    text = (
+        f"{found['count']} ({found['new']} new), {found['seconds']:g} s, {found['cpu_seconds']:g} CPU s; {found['way']}"
+    )
+    lines = [("references", text)]
+    for name, rates in found["between_models"].items():
+        first = rates[0]
+        share = f"{first['tpr']:.2%} ({first['low']:.2%} to {first['high']:.2%})"
+        label = f"mean over {first['targets']} models at {100 * first['fpr']:g} % false alarms: {share}"
+        lines.append((name.replace("_", " "), label))
+    groups = found["exposed"].get("groups", [])[:SHOWN_GROUPS]
+    if groups:
+        shown = "; ".join(
+            f"{g['by']} {g['group']}: {g['found']:.2%} ({g['low']:.2%} to {g['high']:.2%})" for g in groups
+        )
+        together = f"all {found['exposed']['together']} intervals hold together"
+        lines.append(("most exposed", f"{shown}; {together}"))
+    return lines
