@@ -14,13 +14,15 @@ from typing import Any
 
 from dptrain.config import ROOTS as OWN_ROOTS
 from dptrain.config_bench import BenchConfig
+from dptrain.config_conform import ConformConfig
+from dptrain.config_plan import PlanConfig
 from dptrain.errors import ConfigError, DptrainError, one_line, suggest
 
 ALLOWED_ENVIRONMENT: tuple[str, ...] = ("HOME", "USER", "TMPDIR", "SLURM_JOB_ID")
 """Environment variables a config may quote with ``${oc.env:NAME}``; resolved configs are stored and logged."""
 
 
-ROOTS: dict[str, type] = {**OWN_ROOTS, "bench": BenchConfig}
+ROOTS: dict[str, type] = {**OWN_ROOTS, "bench": BenchConfig, "conform": ConformConfig, "plan": PlanConfig}
 """Command -> root dataclass."""
 
 
@@ -154,6 +156,11 @@ def readable(error: Exception) -> Exception:
     if unknown is not None:
         key = unknown.group(1)
         return ConfigError(key, "", "is not a setting", suggest(key, _all_keys()))
+    column = re.search(r"not a subclass of ColumnConfig\..* full_key: (?:data\.columns\.)?(\w[\w.]*)", message)
+    if column is not None:
+        name = column.group(1)
+        remedy = f"declare it whole: 'data.columns={{{name}: {{low: 0, high: 110}}}}' (or categories), or mend its name"
+        return ConfigError(f"data.columns.{name}", "", "is no column that was declared", remedy)
     option = re.search(r"Could not find '([^']+)'(?: Available options in '([^']+)':(.*))?", message)
     if option is not None:
         name, group = option.group(1), option.group(2)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dptrain.ranges import choice, no_password, number
+from dptrain.config_tracking import refuse_credentials
+from dptrain.ranges import choice, number
 
 
 @dataclass
@@ -29,7 +30,7 @@ class LedgerConfig:
         number("ledger.epsilon_limit", self.epsilon_limit, low=0, high=1000, low_open=True)
         number("ledger.delta_limit", self.delta_limit, low=0, high=1, low_open=True, high_open=True)
         number("ledger.lease_steps", self.lease_steps, low=1)
-        no_password("ledger.uri", self.uri)
+        refuse_credentials("ledger.uri", self.uri)
 
 
 @dataclass
@@ -74,4 +75,4 @@ class BudgetConfig:
         number("sampling_rate", self.sampling_rate, low=0, high=1, low_open=True)
         number("steps", self.steps, low=1)
         choice("format", self.format, ["text", "json"])
-        no_password("uri", self.uri)
+        refuse_credentials("uri", self.uri)

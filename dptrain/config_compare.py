@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dptrain.config_tracking import refuse_credentials, refuse_plain_http
 from dptrain.errors import ConfigError
 from dptrain.ranges import choice
 
@@ -45,6 +46,8 @@ class RegisterConfig:
     """Name of the registered model; made when absent."""
     uri: str | None = None
     """MLflow store; null: the file that the run was tracked in, else ``sqlite:///mlflow.db``. Servers must be named."""
+    allow_http: bool = False
+    """Accept a server on another host without TLS: whoever listens in reads the model and tokens."""
     experiment: str = "dptrain"
     """Experiment of the run that carries a bundle which was never tracked."""
     format: str = "text"
@@ -52,3 +55,6 @@ class RegisterConfig:
 
     def __post_init__(self) -> None:
         choice("format", self.format, ["text", "json"])
+        if self.uri is not None:
+            refuse_credentials("uri", self.uri)
+            refuse_plain_http("uri", self.uri, self.allow_http)

@@ -43,7 +43,7 @@ def shown(uri: str) -> str:
     return re.sub(r"([?&][^=&\s]*(?:pass|pwd|token|secret|key)[^=&\s]*=)[^&\s]*", r"\1***", without, flags=re.I)
 
 
-def refuse_credentials(field: str, uri: str) -> None:
+def refuse_credentials(field: str, uri: str | None) -> None:
     """Refuses an address that holds a password or a token: configs are stored and logged. None is repeated.
 
     A user's name alone is welcome in the address of a database; before a web server it may be a token.
@@ -51,6 +51,8 @@ def refuse_credentials(field: str, uri: str) -> None:
     Raises:
         ConfigError: it holds one.
     """
+    if uri is None:
+        return
     user = re.search(r"//(\S*)@", uri)
     web = uri.lower().startswith("http")
     if shown(uri) == uri or (user and not web and ":" not in user.group(1) and "?" not in uri):
@@ -63,13 +65,18 @@ def refuse_credentials(field: str, uri: str) -> None:
 def refuse_plain_http(field: str, uri: str, allowed: bool) -> None:
     """Refuses a server on another host that is spoken to without TLS, unless that was asked for.
 
+    Args:
+        field: that holds the address, ``uri`` at its end; ``allow_http`` stands beside it.
+        uri: the address.
+        allowed: ``allow_http``.
+
     Raises:
         ConfigError: it is one, and ``allowed`` is not set.
     """
     if allowed or not uri.lower().startswith("http:") or is_this_machine(uri):
         return
     problem = "sends metrics and tokens over the network in the clear"
-    raise ConfigError(field, shown(uri), problem, "use https://, or say tracking.allow_http=true")
+    raise ConfigError(field, shown(uri), problem, f"use https://, or say {field.removesuffix('uri')}allow_http=true")
 
 
 def is_this_machine(uri: str) -> bool:

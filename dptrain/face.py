@@ -18,6 +18,7 @@ import torch
 from dptrain.checkpoint.bundle import Bundle, load_verified
 from dptrain.cli import recipe
 from dptrain.compose import compose
+from dptrain.models.reading import as_read
 from dptrain.privacy.verify import verified as verify
 from dptrain.registry import load_user_files
 
@@ -37,8 +38,8 @@ def train(overrides: Sequence[str] = (), config_folder: str | None = None) -> di
 
 
 def plan(overrides: Sequence[str] = (), config_folder: str | None = None) -> dict[str, Any]:
-    """The compiled plan and its cost, as ``dptrain plan``; reads no private row."""
-    return recipe("plan").run(compose("train", overrides, config_folder))
+    """The compiled plan and its cost, or advice (``advise=true``), as ``dptrain plan``; reads no private row."""
+    return recipe("plan").run(compose("plan", overrides, config_folder))
 
 
 def audit(run: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -74,19 +75,25 @@ class Model:
         rows = torch.as_tensor(np.asarray(inputs))
         if tuple(rows.shape[1:]) != self.spec.raw_shape:
             raise ValueError(f"inputs have rows of shape {tuple(rows.shape[1:])}, expected {self.spec.raw_shape}")
-        rows = rows.to(next(self.module.parameters()).dtype)
-        return self._bundle.outputs(rows, BATCH).numpy()
+        return self._bundle.outputs(as_read(self.module, rows), BATCH).numpy()
 
     def predict(self, inputs: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Predicted class indices, shape (N,); values for a regression."""
+        """Predicted class indices, shape (N,); values for a regression; (N, T) classes of tokens for
+        token_classification."""
         outputs = self.outputs(inputs)
+        if self.spec.task == "token_classification":
+            return outputs.reshape(len(outputs), self.spec.raw_shape[0], -1).argmax(axis=2)
         if self.spec.task == "regression":
             return outputs[:, 0]
         return (outputs[:, 0] > 0).astype(int) if self.spec.task == "binary" else outputs.argmax(axis=1)
 
 
 def load(
-    path: str | Path, imports: Sequence[str] = (), key: str | Path | None = None, after: Iterable[str] = ()
+    path: str | Path,
+    imports: Sequence[str] = (),
+    key: str | Path | None = None,
+    after: Iterable[str] = (),
+    sealing_key: str | None = None,
 ) -> Model:
     """Loads a release bundle that ``dptrain verify`` passes, by the very digests that were verified.
 
@@ -95,10 +102,11 @@ def load(
         imports: the user's own files, where the bundle's model is one of theirs; a bundle cannot name code.
         key: public key file of the one signer to accept; None for the user's own key and those in ``trusted/``.
         after: statements (or heads) that this bundle must not be older than.
+        sealing_key: source of the key of sealed weights (``file:``, ``env:``, ``command:``); None for the user's own.
 
     Raises:
         ClaimRejected: it does not verify: changed, by a stranger, by a revoked key, older than ``after``, untrue.
         ConfigError: the folder is no bundle, or its files do not fit one another.
     """
     load_user_files(imports)
-    return Model(load_verified(path, key, after=after))
+    return Model(load_verified(path, key, after=after, sealing_key=sealing_key))

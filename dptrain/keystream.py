@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     FAST_NOISE_SEED = 4
     FAST_NOISE = 5
     TRIALS = 6
+    SELFCHECK = 7
 
 
 class Keystream:

@@ -12,9 +12,8 @@ from dptrain.hydra_check import refuse_code
 from dptrain.sweep import requested
 from dptrain.teach import command_help
 
-CONFIG_OF = {"plan": "train"}
-"""Commands that share another command's primary config."""
-
+TRAINING = ("train", "finetune")
+"""Commands that spend: a sweep over private rows is charged, and its jobs share a name."""
 
 WITH_VALUE = (
     "--cfg",
@@ -73,7 +72,7 @@ class Task:
 
         try:
             settings = typed(config)
-            if self.command == "train" and HydraConfig.get().mode == RunMode.MULTIRUN:
+            if self.command in TRAINING and HydraConfig.get().mode == RunMode.MULTIRUN:
                 launched = Path(HydraConfig.get().sweep.dir).name  # its jobs share a name, and a bar of the report
                 settings.tuning.label = settings.tuning.label or f"sweep {launched}"[:80]
             return recipe(self.command).run(settings).get("objective")
@@ -87,13 +86,13 @@ class Task:
             return None
 
 
-def swept(arguments: list[str]) -> bool:
+def swept(command: str, arguments: list[str]) -> bool:
     """Carries out a sweep that is charged as one; False where there is none, or where Hydra runs its jobs."""
     if not any(word.startswith(("-", "experiment=", "hydra.mode=", "tuning.")) for word in arguments):
         return False
     from dptrain.cli import recipe
 
-    request = requested(arguments)
+    request = requested(arguments, command)
     return request is not None and recipe("tune").run(request)
 
 
@@ -109,17 +108,16 @@ def launch(command: str, arguments: list[str]) -> None:
         return
     register_schemas()
     ordered = overrides_first(arguments)
-    refuse_code(CONFIG_OF.get(command, command), ordered)
-    if command == "train" and swept(ordered):
+    refuse_code(command, ordered)
+    if command in TRAINING and swept(command, ordered):
         return
     held = sys.argv
     sys.argv = ["dptrain", *ordered]
     try:
-        name = CONFIG_OF.get(command, command)
         import hydra
 
         task = Task(command)
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=name)(task)()
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
     finally:
         sys.argv = held
     if task.refusal is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 
 from dptrain.errors import ConfigError, suggest
@@ -36,10 +35,3 @@ def choice(name: str, value: str, allowed: Iterable[str]) -> None:
     allowed = list(allowed)
     if value not in allowed:
         raise ConfigError(name, value, "is not one of " + ", ".join(allowed), suggest(value, allowed))
-
-
-def no_password(name: str, uri: str | None) -> None:
-    """Refuses a password in an address: configs are stored and logged."""
-    if uri is not None and re.search(r"//[^/@]*:[^/@]+@", uri):
-        shown = re.sub(r"(//[^/@:]*):[^/@]+@", r"\1:***@", uri)
-        raise ConfigError(name, shown, "holds a password", "keep it in ~/.pgpass or PGPASSWORD")

@@ -11,10 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dptrain.durable import make_folder, sync
 from dptrain.errors import ConfigError
 
 CACHE = Path("data", "cache")
 """Where feature maps of rows are kept, relative to the directory of launch; internal tier."""
+
+GATE = "gate.json"
+"""In ``internal/``: what the gate found in the rows."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,22 @@ class RunFolder:
     result = property(lambda self: self.path / "result.json")
 
     def check_free(self) -> None:
-        """Refuses a folder that holds files."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        """Refuses a folder that holds files, but for what a gate left of an attempt that it refused."""
+        if self.path.exists() and not (self.path.is_dir() and self._is_empty()):
             raise ConfigError(
                 "run.dir", self.path, "is not an empty folder", "name a new folder or leave run.dir unset"
             )
+
+    def _is_empty(self) -> bool:
+        refused = {self.internal, self.internal / GATE}
+        return not any(self.path.iterdir()) or {*self.path.rglob("*")} == refused
 
     def create(self) -> RunFolder:
         """Makes the folder (0700) and its internal room; a folder that holds files is refused."""
         self.check_free()
         try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.internal.mkdir(mode=0o700, exist_ok=True)
+            make_folder(self.path)
+            make_folder(self.internal)
         except OSError as error:
             raise ConfigError(
                 "run.dir", self.path, f"cannot be made ({error.strerror})", "name another folder"
@@ -86,7 +94,7 @@ def open_run(path: str) -> RunFolder:
 
 
 def write_text(path: Path, text: str, mode: int = 0o600) -> None:
-    """Writes a file whole or not at all: temporary file, fsync, rename."""
+    """Writes a file whole or not at all, on disk when this returns: temporary file, rename, and their fsyncs."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
@@ -95,6 +103,7 @@ def write_text(path: Path, text: str, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

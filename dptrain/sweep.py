@@ -36,6 +36,8 @@ class Sweep:
     fixed: tuple[str, ...]
     axes: tuple[Axis, ...]
     config_folder: str | None = None
+    command: str = "train"
+    """Whose primary config they are composed on: train or finetune."""
     _composed: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -59,7 +61,7 @@ class Sweep:
         """The typed config of a combination. Raises ConfigError where it does not compose."""
         key = tuple(combination)
         if key not in self._composed:
-            self._composed[key] = compose("train", [*self.fixed, *self.overrides(key)], self.config_folder)
+            self._composed[key] = compose(self.command, [*self.fixed, *self.overrides(key)], self.config_folder)
         return self._composed[key]
 
     def to_check(self) -> list[tuple[int, ...]]:
@@ -86,11 +88,12 @@ class Request:
     sweeper: str
 
 
-def requested(arguments: Sequence[str]) -> Request | None:
+def requested(arguments: Sequence[str], command: str = "train") -> Request | None:
     """The sweep that these arguments ask for, by ``--multirun`` or by a config's ``hydra.mode``; None for one run.
 
     Args:
         arguments: overrides before flags, spelled for Hydra.
+        command: train or finetune.
 
     Raises:
         ConfigError: the line is not Hydra's grammar, or does not compose.
@@ -103,7 +106,7 @@ def requested(arguments: Sequence[str]) -> Request | None:
     try:
         parsed = _parsed(arguments[:start])
         fixed = tuple(str(o.input_line) for o in parsed if not o.is_sweep_override())
-        hydra = _hydra_settings(fixed, folder)
+        hydra = _hydra_settings(command, fixed, folder)
     except Exception as error:
         raise readable(error) from error
     if not flags and str(hydra.mode).rsplit(".", 1)[-1] != "MULTIRUN":
@@ -113,7 +116,7 @@ def requested(arguments: Sequence[str]) -> Request | None:
     parsed += [o for o in _parsed([f"{key}={value}" for key, value in params.items()]) if _key(o) not in named]
     own = tuple(o for o in fixed if not o.lstrip("+~").startswith(("hydra.", "hydra/")))
     extra = tuple(str(o.input_line) for o in parsed if not o.is_sweep_override() and str(o.input_line) not in fixed)
-    sweep = Sweep((*own, *extra), tuple(_axis(o) for o in parsed if o.is_sweep_override()), folder)
+    sweep = Sweep((*own, *extra), tuple(_axis(o) for o in parsed if o.is_sweep_override()), folder, command)
     first = sweep.config((0,) * len(sweep.axes)) if all(axis.values for axis in sweep.axes) else None
     tuning = getattr(first, "tuning", None)
     return Request(
@@ -142,7 +145,7 @@ def _axis(override: Any) -> Axis:
     return Axis(key.lstrip("+~"), tuple(f"{key}={value}" for value in override.sweep_string_iterator()))
 
 
-def _hydra_settings(fixed: Sequence[str], folder: str | None) -> Any:
+def _hydra_settings(command: str, fixed: Sequence[str], folder: str | None) -> Any:
     from pathlib import Path
 
     from hydra import compose as hydra_compose
@@ -151,7 +154,7 @@ def _hydra_settings(fixed: Sequence[str], folder: str | None) -> Any:
     register_schemas()
     search = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"] if folder else []
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
-        return hydra_compose("train", overrides=[*fixed, *search], return_hydra_config=True).hydra
+        return hydra_compose(command, overrides=[*fixed, *search], return_hydra_config=True).hydra
 
 
 def _value_after(arguments: Sequence[str], flags: Sequence[str]) -> str | None:

@@ -20,15 +20,14 @@ flags
   --config-dir FOLDER  add a folder of your own configs
 """
 LIKE = {"plan": "train"}
-"""Commands that share another command's keys."""
+"""Commands that take another command's keys beside their own."""
 
 
 def command_help(command: str) -> str:
     """The help of a command that takes settings."""
     folder = config_dir()
-    primary = folder / f"{LIKE.get(command, command)}.yaml"
-    text = primary.read_text(encoding="utf-8")
-    defaults = re.findall(r"^  - (\w+): (\w+)$", text, flags=re.MULTILINE)
+    text = (folder / f"{command}.yaml").read_text(encoding="utf-8")
+    defaults = re.findall(r'^  - (\w+): "?(\w+)"?$', text, flags=re.MULTILINE)
     parts = [f"dptrain {command}: {COMMANDS[command]}\n", USAGE.format(command=command)]
     if defaults:
         parts.append("groups (the default is starred)")
@@ -36,8 +35,15 @@ def command_help(command: str) -> str:
         parts.append("")
     parts.append("keys")
     parts += [_keys(folder / group / f"{chosen}.yaml", group) for group, chosen in defaults if chosen != "null"]
-    parts.append(_indented(text.split("_self_\n", 1)[-1].removeprefix("  - experiment: null\n")))
+    parts.append(_own(text))
+    if command in LIKE:
+        parts += [f"and those of dptrain {LIKE[command]}", _own((folder / f"{LIKE[command]}.yaml").read_text("utf-8"))]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _own(text: str) -> str:
+    """The keys of a primary config that are in no group."""
+    return _indented(text.split("_self_\n", 1)[-1].removeprefix("  - experiment: null\n"))
 
 
 def _group(folder: Path, chosen: str) -> str:

@@ -26,7 +26,8 @@ def run(config: RegisterConfig) -> dict[str, Any]:
     from dptrain.tracking.console import summary
     from dptrain.tracking.register import register_model
 
-    made = register_model(Path(config.path).expanduser(), config.name, config.uri, config.experiment)
+    path = Path(config.path).expanduser()
+    made = register_model(path, config.name, config.uri, config.experiment, config.allow_http)
     if config.format == "json":
         print(json.dumps(made, indent=2))
     else:

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from dptrain.cli import guarded
-from dptrain.config import ReportConfig
+from dptrain.config_report import ReportConfig
 from dptrain.launch import launch
 
 

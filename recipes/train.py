@@ -27,6 +27,7 @@ def run(config: TrainConfig, begun: Begun | None = None) -> dict[str, Any]:
 
     Raises:
         ConfigError: anything the user can mend; up to the first private row nothing is written.
+        ClaimRejected: the bundle that it should start from does not verify.
     """
     from dptrain.training import stages
 
@@ -43,6 +44,7 @@ def run(config: TrainConfig, begun: Begun | None = None) -> dict[str, Any]:
         folder = stages.open_folder(setup, loaded, begun)
 
         # 3. Draw, clip, write the intent down, add noise, step; public metrics and a state to resume from on the way.
+        #    The rows of a probe go through the frozen body first, once.
         trainer, recorder, tracker = stages.assemble(setup, loaded, folder, budget)
         with stages.resumable(setup, loaded, trainer, recorder, ledger, budget, begun) as keeper:
             outcome = stages.train(setup, trainer, recorder, tracker, folder, keeper)
@@ -74,13 +76,13 @@ def go_on(path: str, given: list[str]) -> dict[str, Any]:
         begun.lock.release()
 
 
-def main(arguments: list[str]) -> None:
-    """Entry of ``dptrain train``."""
+def main(arguments: list[str], command: str = "train") -> None:
+    """Entry of ``dptrain train``, and of ``finetune``, which is the same story on other defaults."""
     runs = [word.partition("=")[2] for word in arguments if word.startswith("resume=")]
     if runs and runs[-1] != "null" and not {"--help", "-h"} & set(arguments):
         go_on(runs[-1], [word for word in arguments if not word.startswith("resume=")])
     else:
-        launch("train", arguments)
+        launch(command, arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import struct
+from copy import deepcopy
 from typing import Any
 
 RAN = "fuzz-canary-ran"
@@ -89,7 +90,7 @@ def broken_value(value: Any, draw: random.Random) -> Any:
         held = node[key]
         match draw.randrange(6):
             case 0:
-                node[key] = draw.choice(VALUES)
+                node[key] = deepcopy(draw.choice(VALUES))
             case 1:
                 node[key] = draw.choice(TEXTS).encode("utf-8", "replace").decode()
             case 2 if isinstance(held, int | float) and not isinstance(held, bool):
@@ -97,9 +98,10 @@ def broken_value(value: Any, draw: random.Random) -> Any:
             case 3 if isinstance(node, dict):
                 del node[key]
             case 4 if isinstance(node, dict):
-                node[draw.choice(["x", "_target_", "__class__", "type", "event", "events", str(key) + " "])] = held
+                name = draw.choice(["x", "_target_", "__class__", "type", "event", "events", str(key) + " "])
+                node[name] = deepcopy(held)
             case 5 if isinstance(node, list):
-                node.insert(key, held)
+                node.insert(key, deepcopy(held))
             case _:
                 node[key] = [held]
     return made

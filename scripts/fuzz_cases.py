@@ -20,10 +20,10 @@ import torch
 import yaml
 from fuzz_broken import HYDRA, PICKLE, TEXTS, VALUES, broken_bytes, broken_value, broken_weights
 
-from dptrain.bundle_files import FILES, file_facts, manifest_text, signature_text
+from dptrain.bundle_files import file_facts, listed_files, manifest_text, signature_text
 from dptrain.checkpoint.bundle import load_bundle, save_bundle
 from dptrain.compose import compose
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.errors import ClaimRejected
 from dptrain.hydra_check import refuse_code
 from dptrain.models.build import ModelSpec, build_model
@@ -104,9 +104,9 @@ def seal(bundle: Path, restate: bool) -> None:
     signer = load_signer()
     if restate:
         statement = read_json(bundle / "statement.json")
-        statement["artifact"]["files"] = {name: file_facts(bundle / name) for name in FILES[:2]}
+        statement["artifact"]["files"] = {name: file_facts(bundle / name) for name in listed_files(False)[:2]}
         (bundle / "statement.json").write_text(json.dumps(sign_statement(statement, signer), indent=2))
-    text = manifest_text({name: file_facts(bundle / name) for name in FILES})
+    text = manifest_text({name: file_facts(bundle / name) for name in listed_files(False)})
     (bundle / "manifest.json").write_text(text)
     (bundle / "signature.json").write_text(signature_text(text.encode(), signer))
 
@@ -117,7 +117,7 @@ Read = Callable[[], object]
 def files_case(room: Room, case: Path, draw: random.Random) -> Read:
     """Any file of a bundle, its bytes broken, nothing signed again; or a file too many, or too few."""
     bundle = case / "checkpoint"
-    file = bundle / draw.choice([*FILES, "manifest.json", "signature.json"])
+    file = bundle / draw.choice([*listed_files(False), "manifest.json", "signature.json"])
     way = draw.randrange(12)
     if way == 0:
         file.unlink()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,16 @@ def parts(event: Event) -> list[tuple[Event, int]]:
     return [(event, 1)]
 
 
+def kinds_of_steps(steps: Iterable[tuple[Event, int]]) -> dict[tuple[float, float], int]:
+    """(sampling rate, noise multiplier) -> how many such steps; ``steps`` are pairs as ``parts`` gives them."""
+    found: dict[tuple[float, float], int] = {}
+    for step, count in steps:
+        if count:
+            kind = sampled_gaussian(step)
+            found[kind] = found.get(kind, 0) + count
+    return found
+
+
 def method() -> dict[str, str]:
     """Which accountant computes the numbers, as the statement names it."""
     from importlib.metadata import version
@@ -153,8 +163,8 @@ def _compose(step: Event, count: int, delta: float, adjacency: str, interval: fl
             f"is too small for the accountant's arithmetic over {count} steps",
             f"use {smallest_delta(count):.1g} or more, or fewer steps",
         )
-    rate, sigma = _sampled_gaussian(step)
-    return max(0.0, float(_composed(rate, sigma, count, adjacency, interval).get_epsilon_for_delta(delta - reserve)))
+    rate, sigma = sampled_gaussian(step)
+    return _price(rate, sigma, count, delta - reserve, adjacency, interval)
 
 
 def epsilon_over_steps(
@@ -252,7 +262,7 @@ def _split(event: Event) -> tuple[int, Event]:
     return 1, event
 
 
-def _sampled_gaussian(step: Event) -> tuple[float, float]:
+def sampled_gaussian(step: Event) -> tuple[float, float]:
     """(sampling rate, noise multiplier) of a step: a Gaussian, on a Poisson sample or on everyone (rate 1)."""
     to_dp_event(step)
     rate, inner = (step["sampling_rate"], step["event"]) if step["type"] == "poisson_sampled" else (1.0, step)
@@ -271,6 +281,11 @@ def _step_distribution(rate: float, sigma: float, adjacency: str, interval: floa
         sampling_prob=rate,
         neighboring_relation=_relation(adjacency),
     )
+
+
+@lru_cache(maxsize=4096)  # numbers only: the jobs of a sweep, and a plan asked twice, pay once
+def _price(rate: float, sigma: float, count: int, delta: float, adjacency: str, interval: float) -> float:
+    return max(0.0, float(_composed(rate, sigma, count, adjacency, interval).get_epsilon_for_delta(delta)))
 
 
 @lru_cache(maxsize=2)

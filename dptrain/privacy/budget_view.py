@@ -8,6 +8,7 @@ from dptrain.privacy.chain import Verdict
 from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.ledger_totals import PROVES
 
+AUDIT_COLUMNS = ("row", "created", "run_id", "look", "by", "attacks")
 COLUMNS = ("entry", "created", "run_id", "purpose", "status", "steps", "epsilon", "account after")
 
 
@@ -30,14 +31,15 @@ def account_data(ledger: Ledger, name: str) -> dict[str, Any]:
         "odometer": {"epsilon": totals.odometer, "proves": PROVES["odometer"]},
         "remaining": totals.remaining,
         "entries": totals.entries,
+        "audits": [note.to_json() for note in account.audits],
         "datasets": [{"digest": digest, "relation": relation} for digest, relation in account.datasets.items()],
         "head": head.to_json(),
     }
 
 
 def account_text(data: dict[str, Any]) -> str:
-    """Six lines, and a table of the entries."""
-    limit, entries = data["limit"], data["entries"]
+    """Six lines, a table of the entries, and one of the audits where there were any."""
+    limit, entries, audits = data["limit"], data["entries"], data["audits"]
     open_now = sum(entry["status"] in ("reserved", "running") for entry in entries)
     purposes: dict[str, int] = {}
     for entry in entries:
@@ -56,6 +58,11 @@ def account_text(data: dict[str, Any]) -> str:
     ]
     if entries:
         lines += ["", *table(COLUMNS, [_entry_row(entry) for entry in entries])]
+    if audits:
+        checkpoints = len({note["bundle"] for note in audits})
+        seen = f"{_counted(len(audits), 'look')} at {_counted(checkpoints, 'checkpoint')}"
+        lines += ["", f"audits     {seen}; they read private rows and release nothing: no price", ""]
+        lines += table(AUDIT_COLUMNS, [_audit_row(note) for note in audits])
     return "\n".join(lines)
 
 
@@ -148,6 +155,15 @@ def _entry_row(entry: dict[str, Any]) -> list[str]:
         _number(entry["epsilon"]),
         _number(entry["epsilon_account_after"]),
     ]
+
+
+def _audit_row(note: dict[str, Any]) -> list[str]:
+    when, who = note["created"][:16].replace("T", " "), note["by"][:16]
+    return [str(note["row"]), when, note["run_id"], str(note["look"]), who, ", ".join(note["attacks"])]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _number(value: float | None) -> str:

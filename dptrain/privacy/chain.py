@@ -225,6 +225,8 @@ def _compare_heads(verdict: Verdict, hashes: dict[int, str], heads: list[dict[st
         known = None
     if known is not None:
         heads = [*heads, known.to_json()]
+    elif witness.is_blank(verdict.ledger_id):
+        verdict.notes.append("the head remembered here has lost its content (a power cut?): the next row renews it")
     newest = 0
     for outside in heads:
         if outside.get("ledger_id") != verdict.ledger_id:

@@ -43,11 +43,7 @@ def compose_epsilon(parts: Iterable[tuple[Event, int]], delta: float, interval: 
     Raises:
         ConfigError: a step has no privacy loss distribution here, or delta is too small for the arithmetic.
     """
-    groups: dict[tuple[float, float], int] = {}
-    for step, count in parts:
-        if count:
-            key = accounting._sampled_gaussian(step)
-            groups[key] = groups.get(key, 0) + count
+    groups = accounting.kinds_of_steps(parts)
     total = sum(groups.values())
     if not total:
         return 0.0
@@ -58,7 +54,7 @@ def compose_epsilon(parts: Iterable[tuple[Event, int]], delta: float, interval: 
         ((rate, sigma),) = groups
         step = accounting.poisson_sampled(rate, accounting.gaussian(sigma))
         return accounting.epsilon(accounting.self_composed(total, step), delta, interval=interval or accounting.FINE)
-    grid = interval or _interval(groups, delta)
+    grid = interval or interval_of(groups, delta)
     found = [
         _convolved([_self_composed(_step(rate, sigma, grid)[way], count) for (rate, sigma), count in groups.items()])
         for way in (0, 1)
@@ -66,7 +62,7 @@ def compose_epsilon(parts: Iterable[tuple[Event, int]], delta: float, interval: 
     return max(0.0, *(float(pmf.get_epsilon_for_delta(delta - reserve)) for pmf in found))
 
 
-def _interval(groups: dict[tuple[float, float], int], delta: float) -> float:
+def interval_of(groups: dict[tuple[float, float], int], delta: float) -> float:
     """The widest cell h that keeps to ``ROUNDING``: rounding adds at most about ``0.4 h^2 steps`` (measured)."""
     totals = [0.0] * len(_ORDERS)
     for (rate, sigma), count in groups.items():

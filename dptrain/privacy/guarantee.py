@@ -40,22 +40,12 @@ def interval_for(event: Event, epsilon: float, delta: float) -> float | None:
     """
     if accounting.has_selection(event):
         return None
-    groups = kinds_of_steps(event)
+    groups = accounting.kinds_of_steps(accounting.parts(event))
     if len(groups) > 1:
-        from dptrain.privacy.composition import _interval
+        from dptrain.privacy.composition import interval_of
 
-        return _interval(groups, delta)
+        return interval_of(groups, delta)
     return accounting.FINE if epsilon >= 0.2 else min(accounting.FINE, max(epsilon * 1e-3, 1e-7))
-
-
-def kinds_of_steps(event: Event) -> dict[tuple[float, float], int]:
-    """(sampling rate, noise multiplier) -> how many such steps, of an event without a selection."""
-    found: dict[tuple[float, float], int] = {}
-    for step, count in accounting.parts(event):
-        if count:
-            kind = accounting._sampled_gaussian(step)
-            found[kind] = found.get(kind, 0) + count
-    return found
 
 
 def guarantee_block(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting, calibrate
 from dptrain.privacy.accounting import Event

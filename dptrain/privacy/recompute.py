@@ -14,7 +14,7 @@ from typing import Any
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
 from dptrain.privacy.accounting import Event
-from dptrain.privacy.guarantee import guarantee_block, interval_for, kinds_of_steps
+from dptrain.privacy.guarantee import guarantee_block, interval_for
 from dptrain.privacy.plan import NOISE_RESERVE
 from dptrain.privacy.statement import derived_blocks
 from dptrain.privacy.statement_words import CLASS_OF
@@ -134,7 +134,7 @@ def _grid(terms: Terms, event: Event, wanted: float) -> float:
     renyi = Profile(event, terms.adjacency, None).renyi_epsilon(1e-15)
     if not renyi < LARGEST_EPSILON:  # past 9,000 a step even that is no bound (privacy_filter.LARGEST)
         raise ConfigError("event", "", f"costs more than epsilon {LARGEST_EPSILON:g}", "it promises nothing")
-    widths = sum(_width(rate, sigma) for rate, sigma in kinds_of_steps(event))
+    widths = sum(_width(rate, sigma) for rate, sigma in accounting.kinds_of_steps(accounting.parts(event)))
     grid = max(wanted, widths / MOST_STEP_CELLS, 2.0 * renyi / MOST_CELLS)
     return grid * (1.0 + 1e-12)  # at FINE itself the accountant chooses for itself, without bounds
 
@@ -155,7 +155,7 @@ def _prices(terms: Terms, event: Event, deltas: Sequence[float], wider: float = 
     grids = [_grid(terms, event, wider * start) for start in starts if start is not None]
     pairs = zip(deltas, grids, strict=True)
     values = [accounting.epsilon(event, delta, terms.adjacency, grid) for delta, grid in pairs]
-    if max(values) >= 0.2 or len(kinds_of_steps(event)) > 1:
+    if max(values) >= 0.2 or len(accounting.kinds_of_steps(accounting.parts(event))) > 1:
         return values
     finer = _grid(terms, event, wider * max(max(values) * 1e-3, 1e-7))
     again = accounting.epsilons(event, deltas, terms.adjacency, finer)

@@ -1,4 +1,4 @@
-"""The privacy statement: what a checkpoint promises, as 21 blocks of JSON and as one sentence.
+"""The privacy statement: what a checkpoint promises, as 22 blocks of JSON and as one sentence.
 
 The public tier holds public facts only: no number computed from private rows without noise, no digest of them, keyed
 or salted or neither. Anyone can recompute every number of ``guarantee`` from ``mechanism``, ``sampling``, ``dataset``
@@ -17,6 +17,7 @@ from dptrain.privacy import accounting
 from dptrain.privacy import statement_words as words
 from dptrain.privacy.guarantee import guarantee_block, interval_for
 from dptrain.privacy.plan import NOISE_RESERVE, Plan
+from dptrain.privacy.started import Started
 from dptrain.privacy.statement_schema import SCHEMA
 from dptrain.privacy.terms import Terms, terms_of_plan
 
@@ -48,6 +49,8 @@ class RunFacts:
     """What the data set's account bears beside this run; None where no ledger was kept."""
     tuning: dict[str, Any] | None = None
     """How settings were chosen, and what that cost; None where nothing was tried."""
+    selfcheck: dict[str, Any] | None = None
+    """What the run found when it checked itself, ``{"state": "off"}`` where it did not; None without privacy."""
     audit: dict[str, Any] | None = None
     """What an audit found, where its user chose to publish it."""
     files: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +59,8 @@ class RunFacts:
     """{"metrics": {name: value}, "evaluation_data": phrase}, on public rows."""
     environment: dict[str, Any] | None = None
     """{"device", "torch", "dtype"}: what the run knows of its machine."""
-    pretraining: dict[str, Any] | None = None
+    start: Started | None = None
+    """What the model was before it was trained; None where it began at random."""
     governance: dict[str, Any] | None = None
 
 
@@ -80,10 +84,15 @@ def make_statement(plan: Plan, facts: RunFacts) -> dict[str, Any]:
             nonprivate_metrics=facts.nonprivate_metrics,
             tuning=facts.tuning,
             counted=facts.composition is not None,
+            start=facts.start,
         )
     head = {"schema": SCHEMA, "tier": "public", "private": promised}
     promise = no_promise(plan, facts, why) if terms is None else promise_blocks(terms, _guarantee(plan, terms), facts)
-    return head | promise | _records(plan, facts) | {"integrity": None}
+    records = _records(plan, facts)
+    if facts.start is not None:
+        numbers = (promise["guarantee"]["epsilon"], plan.delta) if promise["guarantee"] else (None, None)
+        records["pretraining"] = facts.start.block(*numbers)
+    return head | promise | records | {"integrity": None}
 
 
 def internal_statement(statement: dict[str, Any], internal: dict[str, Any]) -> dict[str, Any]:
@@ -227,9 +236,10 @@ def _records(plan: Plan, facts: RunFacts) -> dict[str, Any]:
             "manifest_digest": "kept in the internal tier: a digest of private rows lets a guess be tested",
         },
         "composition": facts.composition,
+        "selfcheck": facts.selfcheck,
         "audit": facts.audit,
         "utility": facts.utility,
-        "pretraining": facts.pretraining,
+        "pretraining": None,
         "environment": facts.environment,
         "governance": facts.governance,
     }

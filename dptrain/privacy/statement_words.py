@@ -57,6 +57,7 @@ NOT_COVERED = [
 UNCHARGED_TUNING = "the choice of settings, where earlier runs on the same private rows informed it"
 OTHER_RUNS = "other runs on the same units: their epsilons add up"
 COUNTED_RUNS = "runs on the same units outside the account named in 'composition': their epsilons add up"
+PUBLIC_START = "whatever the weights that training started from had been trained on, which is taken as public:"
 NO_PRIVACY = {
     "none": "This model promises no privacy: it was trained without privacy.",
     "test_key": "This model promises no privacy: draws and noise came from a test key.",
@@ -106,7 +107,7 @@ def sentence(terms: Terms, epsilon: float) -> str:
         text += " That would hold if the noise were ideal; 'fast' noise was used, whose distance from it is not known."
     if terms.nonprivate_metrics:
         text += f" Metrics published outside this promise: {', '.join(terms.nonprivate_metrics)}."
-    return text
+    return text + ("" if terms.start is None else terms.start.sentence(epsilon, terms.delta, terms.unit))
 
 
 def not_covered(terms: Terms) -> list[str]:
@@ -114,6 +115,8 @@ def not_covered(terms: Terms) -> list[str]:
     left = [*NOT_COVERED, COUNTED_RUNS if terms.counted else OTHER_RUNS]
     if terms.tuning is None:
         left.append(UNCHARGED_TUNING)
+    if terms.start is not None and not terms.start.is_private:
+        left.append(f"{PUBLIC_START} '{terms.start.name}'")
     return left + [f"published metric computed from private rows: {m}" for m in terms.nonprivate_metrics]
 
 

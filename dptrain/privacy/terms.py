@@ -13,6 +13,7 @@ from typing import Any
 from dptrain.privacy.mechanism import DPSGD
 from dptrain.privacy.plan import NOISE_RESERVE, Plan
 from dptrain.privacy.selection import trials_from
+from dptrain.privacy.started import Started, started_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Terms:
     tuning: dict[str, Any] | None = None
     counted: bool = False
     """Whether a ledger counts other runs on the same data."""
+    start: Started | None = None
+    """What the model was before; None where it began at random."""
 
     @property
     def stopped(self) -> bool:
@@ -63,6 +66,7 @@ def terms_of_plan(
     nonprivate_metrics: list[str],
     tuning: dict[str, Any] | None,
     counted: bool,
+    start: Started | None = None,
 ) -> Terms:
     """The terms of a private plan and of a run that took ``steps_done`` of its steps."""
     assert plan.mechanism is not None
@@ -82,6 +86,7 @@ def terms_of_plan(
         nonprivate_metrics=tuple(nonprivate_metrics),
         tuning=tuning,
         counted=counted,
+        start=start,
     )
 
 
@@ -89,7 +94,8 @@ def terms_of_statement(statement: dict[str, Any]) -> Terms:
     """The terms that a statement's own fields name; the statement fits its schema and promises something.
 
     Raises:
-        ConfigError: an event or a law of trials in it is outside the closed schema of ``accounting``.
+        ConfigError: an event or a law of trials in it is outside the closed schema of ``accounting``, or what it says
+            of its start does not add up.
     """
     mechanism, sampling = statement["mechanism"], statement["sampling"]
     named = DPSGD(
@@ -118,4 +124,5 @@ def terms_of_statement(statement: dict[str, Any]) -> Terms:
         nonprivate_metrics=tuple(statement["scope"]["nonprivate_metrics"]),
         tuning=statement["tuning"],
         counted=statement["composition"] is not None,
+        start=started_from(statement),
     )

@@ -66,7 +66,7 @@ class Profile:
         if self.interval is None:
             return None
         try:
-            rate, sigma = accounting._sampled_gaussian(self._step)
+            rate, sigma = accounting.sampled_gaussian(self._step)
         except ConfigError:
             return None  # a choice among trials has a price in Renyi DP only
         return accounting._composed(rate, sigma, self.count, self.adjacency, self.interval)

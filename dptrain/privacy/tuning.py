@@ -16,21 +16,21 @@ as long as it was not the data that interrupted it, what is released has the law
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dptrain.config_tuning import TuningConfig
+from dptrain.durable import create_once
 from dptrain.errors import BudgetRefused, ConfigError
 from dptrain.keystream import Keystream, Purpose
 from dptrain.privacy import accounting
 from dptrain.privacy.plan import Plan
 from dptrain.privacy.selection import Trials, draw_trials, pick, quantile
-from dptrain.run_folder import read_json, write_json
+from dptrain.run_folder import read_json
 from dptrain.signing import canonical
 
 SCHEMA = "dptrain.search/1"
@@ -73,19 +73,9 @@ def fingerprint(settings: dict[str, Any], axes: Sequence[Sequence[str]], event: 
 def seal(path: Path, draws: Draws) -> None:
     """Writes the draws, once, whole, and on disk when it returns; of two processes at once, one alone succeeds."""
     rest = {"entry": draws.entry, "rows": draws.rows, "candidates": [list(c) for c in draws.candidates]}
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
-    write_json(draft, {"schema": SCHEMA, "fingerprint": draws.fingerprint, "run_id": draws.run_id, **rest})
-    try:
-        os.link(draft, path)  # unlike a renaming, it never replaces what is there
-    except FileExistsError as error:
-        raise ConfigError("search", path, "was drawn already", "a search is never drawn twice") from error
-    finally:
-        draft.unlink()
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    facts = {"schema": SCHEMA, "fingerprint": draws.fingerprint, "run_id": draws.run_id, **rest}
+    if not create_once(path, json.dumps(facts, indent=2, allow_nan=False).encode() + b"\n"):
+        raise ConfigError("search", path, "was drawn already", "a search is never drawn twice")
 
 
 def unseal(path: Path, expected: str) -> Draws:

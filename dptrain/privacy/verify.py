@@ -10,7 +10,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dptrain.bundle_files import MANIFEST, SIGNATURE, SIGNED_FILES, bundle_folder, is_as_listed, verify_files
+from dptrain.bundle_files import (
+    MANIFEST,
+    SEALED,
+    SIGNATURE,
+    SIGNED_FILES,
+    bundle_folder,
+    is_as_listed,
+    verify_files,
+)
 from dptrain.errors import ConfigError
 from dptrain.privacy import statement_words as words
 from dptrain.privacy.head_check import check_ledger
@@ -70,7 +78,9 @@ def _places(path: Path) -> tuple[Path | None, Path]:
         file = folder / "statement.json"
         if not file.exists():
             raise ConfigError("path", path, "holds no statement.json", "give a run folder, its checkpoint/, or a file")
-        bundled = folder != path or any((folder / name).exists() for name in (MANIFEST, SIGNATURE, *SIGNED_FILES))
+        bundled = folder != path or any(
+            (folder / name).exists() for name in (MANIFEST, SIGNATURE, SEALED, *SIGNED_FILES)
+        )
         return (folder, file) if bundled else (None, file)
     if not path.exists():
         raise ConfigError("path", path, "does not exist", "give a run folder, its checkpoint/, or a statement.json")
@@ -168,15 +178,19 @@ def _check_files(statement: dict[str, Any], folder: Path | None, given: Path, ve
     if set(listed) != set(SIGNED_FILES):
         verdict.add("files", MISMATCH, "the statement does not name the digests of the bundle's files")
         return
+    sealed = SEALED in found.facts
     for name in SIGNED_FILES:
-        if found.facts[name] != listed[name]:
+        if name in found.facts and found.facts[name] != listed[name]:
             verdict.add("files", MISMATCH, f"{name} is not the file that the statement was made for")
             return
     copy = given / "statement.json"
     if folder != given and copy.is_file() and not is_as_listed(copy, found.facts["statement.json"]):
         verdict.add("files", MISMATCH, "statement.json of the run folder is not that of its checkpoint")
         return
-    verdict.add("files", OK, "weights, model description and manifest are those the statement was made for")
+    said = "weights, model description and manifest are those the statement was made for"
+    if sealed:
+        said += "; the weights are sealed, and held against the statement's digest when they are opened"
+    verdict.add("files", OK, said)
 
 
 def _check_no_promise(statement: dict[str, Any], verdict: Verdict) -> None:
@@ -195,10 +209,16 @@ def _check_no_promise(statement: dict[str, Any], verdict: Verdict) -> None:
 
 
 def _check_audit(statement: dict[str, Any], verdict: Verdict) -> None:
-    """An audit in the statement is the signer's word; only a contradiction with the claim can be seen from here."""
+    """An audit in the statement is the signer's word; only a contradiction with the claim can be seen from here.
+
+    That canaries were planted is no audit: they wait for one.
+    """
     audit, guarantee = statement["audit"], statement["guarantee"]
     if audit is None:
         verdict.add("audit", UNKNOWN, "none was published")
+        return
+    if set(audit) == {"canaries"}:
+        verdict.add("audit", UNKNOWN, f"none was published; {_planted(audit['canaries'])}")
         return
     lower = audit.get("epsilon_lower")
     contradicts = guarantee is not None and isinstance(lower, int | float) and lower > guarantee["epsilon"]
@@ -206,3 +226,12 @@ def _check_audit(statement: dict[str, Any], verdict: Verdict) -> None:
         verdict.add("audit", MISMATCH, "the audit that it publishes contradicts the claim")
     else:
         verdict.add("audit", UNKNOWN, "the signer's word; 'dptrain audit' repeats it where the rows are at hand")
+
+
+def _planted(canaries: Any) -> str:
+    """What is said of canaries, which the schema leaves open: by a stranger perhaps, so no more of it is repeated than
+    a number."""
+    count = canaries.get("count") if isinstance(canaries, dict) else None
+    if type(count) is not int or not 0 < count < 10**12:
+        return "of canaries it says nothing that can be read"
+    return f"{count:,} {'canary was' if count == 1 else 'canaries were'} planted"

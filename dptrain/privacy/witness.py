@@ -3,6 +3,8 @@
 ``heads/<ledger_id>.json`` in the user's own room is rewritten after every row, and read before the ledger is. A copy
 from yesterday then ends before the head that is remembered, or goes another way from it, and is refused. Whoever can
 rewrite both the ledger and this folder is not stopped by it; heads in statements and in MLflow, held elsewhere, are.
+
+A look at a ledger moves this memory forward, and does nothing else to it: a file that holds no head stays as it is.
 """
 
 from __future__ import annotations
@@ -33,10 +35,49 @@ def recall_with_place(ledger_id: str) -> tuple[Head, str] | None:
     return _read(folder() / f"{ledger_id}.json")
 
 
+def blank(kind: str = "") -> Path | None:
+    """A remembered head whose content is gone (a power cut); None where every one is whole, or cannot be read at all.
+
+    What a blank one named is not known: it may be the ledger that is missing.
+
+    Args:
+        kind: beginning of the ledger's id ("quarantine-"); without it, ledgers alone.
+    """
+    for file in sorted(folder().glob(f"{kind}*.json")):
+        with suppress(ConfigError):
+            if bool(kind) == file.name.startswith("quarantine-") and _read(file) is None:
+                return file
+    return None
+
+
+def is_blank(ledger_id: str) -> bool:
+    """Whether the head of this ledger was remembered, and its content is gone."""
+    file = folder() / f"{ledger_id}.json"
+    with suppress(ConfigError):
+        return file.is_file() and _read(file) is None
+    return False
+
+
+def notice(head: Head, place: str) -> None:
+    """Keeps the head of a ledger that was only looked at: where none was kept, an older one, or from another place.
+
+    What is there and holds no head is left to the next row: a look never repairs what may be a sign.
+    """
+    file = folder() / f"{head.ledger_id}.json"
+    try:
+        known = _read(file)
+    except ConfigError:
+        return
+    is_news = not file.exists() if known is None else (known[0].sequence, known[1]) != (head.sequence, place)
+    if is_news:
+        remember(head, place)
+
+
 def remember(head: Head, place: str) -> None:
     """Keeps a head, unless a newer one of the same ledger is kept already.
 
-    Renamed into place, not synced: after a power cut the head of a moment before may stand here, which is as true.
+    Renamed into place, not synced (a second sync would double what a commit costs): after a power cut the head of a
+    moment before may stand here, which is as true, or a file without content, which counts as none.
     A folder that cannot be written costs the witness, never the run: the row itself is on disk by now.
     """
     file = folder() / f"{head.ledger_id}.json"
@@ -64,7 +105,10 @@ def lost(place: str) -> Head | None:
 
 def _read(file: Path) -> tuple[Head, str] | None:
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if not text.strip("\0"):  # the power went before the content was on disk: no head, as if it had been removed
+            return None
+        kept = json.loads(text)
         return Head.from_json(kept["head"]), str(kept["place"])
     except FileNotFoundError:
         return None

@@ -214,6 +214,21 @@ def entry_rows(summary: Summary) -> list[list[str]]:
     return rows
 
 
+def audit_rows(summary: Summary) -> list[list[str]]:
+    """Every audit that the ledger was told of, newest first: row, time, run, look at this checkpoint, key, attacks."""
+    return [
+        [
+            str(note["row"]),
+            str(note["created"])[:16].replace("T", " "),
+            str(note["run_id"]),
+            plain(note["look"]),
+            str(note["by"])[:16],
+            ", ".join(str(name) for name in note["attacks"]),
+        ]
+        for note in reversed(summary.get("audits") or [])
+    ]
+
+
 def chain(summary: Summary) -> list[Row]:
     """The ledger behind the page: its chain, who signed, whether an old copy was put back."""
     found, head = summary.get("chain") or {}, summary.get("head") or {}

@@ -19,6 +19,7 @@ CAPTIONS = {
     "sweep is one bar; a hatched one is still open and counts whole.",
 }
 ENTRIES = ("Entry", "Time (UTC)", "Run", "Purpose", "Status", "Steps", "ε of its own", "Account after")
+AUDITS = ("Row", "Time (UTC)", "Run", "Look", "By", "Attacks")
 MODELS = ("Run", "Time (UTC)", "Purpose", "Score", "ε it claims", "Takes up", "Audit")
 SHOWN = 12
 """Models shown outright; the others are folded away."""
@@ -122,6 +123,9 @@ def _ledger(summary: Summary) -> str:
     rows = [f"<tr>{_cells(ENTRIES, cells)}</tr>" for cells in facts.entry_rows(summary)]
     entries = _folded(f"All {len(rows)} entries", _table(ENTRIES, rows)) if rows else "<p>No entry yet.</p>"
     sets = [(str(one["relation"]), str(one["digest"])) for one in summary.get("datasets") or []]
+    looks = [f"<tr>{_cells(AUDITS, cells)}</tr>" for cells in facts.audit_rows(summary)]
+    if looks:
+        entries += _folded(f"Audits ({len(looks)}): no price, for nothing is released", _table(AUDITS, looks))
     linked = column("Data sets of these people", facts_list(sets))
     return section("The ledger behind it", facts_list(facts.chain(summary)) + linked + entries)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from dptrain.report import facts
+from dptrain.report import facts, reference_facts
 from dptrain.report.parts import bullets, column, facts_list, page, section
 from dptrain.report.phrases import small
 from dptrain.report.plots import figures
@@ -18,7 +18,8 @@ CAPTIONS = {
         "No test of whether one unit took part comes to lie in the grey region, whoever makes it.",
     ),
     "roc": (
-        "Each curve is one attack: the further above the dashed line, the more members it finds.",
+        "Each curve is one attack: the further above the dashed line, the more members it finds. The band is what each"
+        " point of one attack's curve may be, by itself, given its threshold.",
         " The shaded region is everything the promise allows; a curve surely outside it would contradict that.",
     ),
 }
@@ -125,7 +126,31 @@ def _audit(record: RunRecord, drawn: dict[str, str]) -> str:
     table = f'<table class="attacks"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>' if rows else ""
     words = f"<p><strong>{escape(facts.verdict(record))}</strong></p>" if facts.verdict(record) else ""
     words += f'<p class="by">{escape(facts.audit_sample(record))}</p>'
-    return section(title, f'{words}{table}<div class="roc">{_figure("roc", drawn, record)}</div>')
+    figure = f'<div class="roc">{_figure("roc", drawn, record)}</div>'
+    return section(title, f"{words}{table}{figure}{_references(record)}")
+
+
+def _references(record: RunRecord) -> str:
+    """What reference models add: how far figures move between trainings, and whom they expose."""
+    if not reference_facts.found(record):
+        return ""
+    sentence, groups = reference_facts.exposed(record)
+    between = _plain_table(("Attack", "False positives", "Members found", "Deviation"), reference_facts.between(record))
+    note = '<p class="by">Each reference attacked by the others; the interval is of the mean, between models.</p>'
+    exposed = f'<p class="by">{escape(sentence)}</p>' + _plain_table(("Group", "Members", "Found"), groups)
+    columns = column("The same recipe, trained again", note + between if between else "")
+    columns += column("Most exposed", exposed if sentence else "")
+    facts_ = column("Reference models", facts_list(reference_facts.summary(record)))
+    return f'{facts_}<div class="two">{columns}</div>'
+
+
+def _plain_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    if not rows:
+        return ""
+    cells = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f"<table><thead><tr>{''.join(f'<th>{escape(h)}</th>' for h in head)}</tr></thead><tbody>{cells}</tbody></table>"
+    )
 
 
 def _attack_row(attack: facts.Attack, rates: list[str]) -> str:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROC_FLOOR = 1e-4
+BANDED = "rmia"
+"""The attack whose curve gets a band; the last one drawn where it was not made."""
+LEFT_OUT = ("logit_difference", "lira_offline")
+"""Attacks that are not drawn where there are more than the figure can tell apart."""
 
 
 def figures(record: RunRecord) -> dict[str, str]:
@@ -109,6 +113,8 @@ def _roc(record: RunRecord) -> tuple[Figure, str] | None:
     """ROC of the attacks on log axes, over the region that the claim allows."""
     curves = [(str(a.get("name")), *curve_of(a)) for a in record.audit.get("attacks") or [] if isinstance(a, dict)]
     curves = [(name, fpr, tpr) for name, fpr, tpr in curves if len(fpr) > 1]
+    if len(curves) > len(LINES):  # one of each kind; the table has them all
+        curves = [curve for curve in curves if curve[0] not in LEFT_OUT]
     if not curves:
         return None
     floor = _floor(record)
@@ -132,6 +138,7 @@ def _roc(record: RunRecord) -> tuple[Figure, str] | None:
         axes.plot(
             *zip(*shown, strict=True), color=colour, linestyle=dash, drawstyle="steps-post", label=legend_name(name)
         )
+    _band(axes, record, next((curve for curve in curves if curve[0] == BANDED), curves[-1]), floor)
     axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1))
     ticks = [10.0**k for k in range(math.ceil(math.log10(floor) - 1e-9), 1)]
     for axis in (axes.xaxis, axes.yaxis):
@@ -140,6 +147,25 @@ def _roc(record: RunRecord) -> tuple[Figure, str] | None:
     axes.set(xlabel="non-members called members (false positives)", ylabel="members found (true positives)")
     figure.legend(loc="outside lower center", ncols=2)
     return figure, "ROC of the attacks on log axes, over the region that the promise allows"
+
+
+def _band(axes: Axes, record: RunRecord, curve: tuple[str, list[float], list[float]], floor: float) -> None:
+    """Clopper-Pearson's interval of every true-positive rate of one curve, given its threshold."""
+    from scipy.special import betaincinv
+
+    name, fpr, tpr = curve
+    members, confidence = record.audit.get("members"), record.audit.get("confidence", 0.95)
+    if not (is_number(members) and members >= 1 and is_number(confidence)):
+        return
+    side, points = (1 - confidence) / 2, []
+    for x, y in zip(fpr, tpr, strict=True):
+        found = min(members, max(0, round(y * members)))
+        low = float(betaincinv(found, members - found + 1, side)) if found else 0.0
+        high = float(betaincinv(found + 1, members - found, 1 - side)) if found < members else 1.0
+        points.append((max(x, floor), max(low, floor), max(high, floor)))
+    rates, lows, highs = zip(*points, strict=True)
+    label = f"{rate(confidence)} band of {legend_name(name)}"
+    axes.fill_between(rates, lows, highs, step="post", color=GREY, alpha=0.2, linewidth=0, label=label)
 
 
 def _floor(record: RunRecord) -> float:

@@ -46,7 +46,15 @@ def _attack(record: RunRecord, folder: RunFolder) -> str:
         return "no attack gave a number"
     best = max(known, key=lambda attack: attack["auc"]["value"])
     auc = best["auc"]
-    return (
-        f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) by {best['name'].replace('_', ' ')}; "
-        f"0.5 is guessing"
-    )
+    words = f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) by {best['name'].replace('_', ' ')}; "
+    references = record.get("audit.references.count")
+    return words + "0.5 is guessing" + _found(best) + (f"; {references} references" if references else "")
+
+
+def _found(attack: dict[str, Any]) -> str:
+    """The share of members that it finds at the first rate that the sample supports."""
+    for entry in attack.get("tpr") or []:
+        if not entry.get("refused"):
+            share = f"{entry['tpr']:.2%} ({entry['low']:.2%} to {entry['high']:.2%})"
+            return f"; finds {share} of members at {100 * entry['fpr']:g} % false alarms"
+    return ""

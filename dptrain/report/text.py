@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from dptrain.report import facts
+from dptrain.report import facts, reference_facts
 from dptrain.report.phrases import printable
 from dptrain.report.record import RunRecord
 
@@ -35,6 +35,7 @@ def render_text(record: RunRecord) -> str:
     lines += _section("How good it is", _table(facts.final_metrics(record)))
     if record.tier == "internal":
         lines += _section("What an attack found", _attacks(record))
+        lines += _section("What reference models add", _references(record))
     lines += _section("Run", _table(facts.run_facts(record)))
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -46,6 +47,20 @@ def _attacks(record: RunRecord) -> list[str]:
     for attack in facts.attacks(record):
         rows = [("AUC", attack.auc)] + [(f"members found at {fpr} FPR", text) for fpr, text in attack.found]
         lines += ["", *_wrap(f"Attack: {attack.name}"), *_table(rows)]
+    return lines
+
+
+def _references(record: RunRecord) -> list[str]:
+    """How they were trained, how far attacks' figures move between trainings, whom they expose."""
+    lines = _table(reference_facts.summary(record))
+    between = reference_facts.between(record)
+    if between:
+        lines += ["", *_wrap("Each reference attacked by the others; the interval is of the mean, between models.")]
+        lines += _table([(f"{name}, {fpr} FPR", f"{found}; {spread}") for name, fpr, found, spread in between])
+    sentence, groups = reference_facts.exposed(record)
+    if sentence:
+        lines += ["", *_wrap(f"Most exposed. {sentence}")]
+        lines += _table([(name, f"{found} of {members}") for name, members, found in groups])
     return lines
 
 

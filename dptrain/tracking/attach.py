@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import TrackingConfig
+from dptrain.config_tracking import TrackingConfig
 from dptrain.run_folder import RunFolder, read_json
 from dptrain.tracking.choose import make_tracker
 from dptrain.tracking.replay import keep_unsent, send_unsent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 SHORT = {"public_loss": "loss", "test_accuracy": "accuracy", "test_mae": "mae"}
@@ -23,12 +23,20 @@ class Progress:
         total_steps: planned number of steps.
         epsilon_budget: the ε that the plan allows; None without privacy.
         stream: where to write; standard error when None.
+        watch: what the run's self-check says now (``noise 0.999 ± .004, clipping ok, sampling ok``); None: none.
     """
 
-    def __init__(self, total_steps: int, epsilon_budget: float | None, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        epsilon_budget: float | None,
+        stream: TextIO | None = None,
+        watch: Callable[[], str] | None = None,
+    ) -> None:
         self._total = total_steps
         self._budget = epsilon_budget
         self._stream = stream if stream is not None else sys.stderr
+        self._watch = watch
         self._step = 0
         self._started = time.monotonic()
         self._bar = _bar(total_steps, self._stream) if self._stream.isatty() else None
@@ -46,6 +54,7 @@ class Progress:
             parts = [f"{SHORT[key]} {number(record[key])}" for key in SHORT if key in record]
             if "epsilon" in record:
                 parts.append(f"ε {self._spent(record['epsilon'])}")
+            parts += self._watched()
             self._bar.set_postfix_str("".join(f"{part}, " for part in parts), refresh=True)
             return
         parts = [f"step {step}/{self._total}"]
@@ -53,6 +62,7 @@ class Progress:
         if "epsilon" in record:
             parts.append(f"epsilon {self._spent(record['epsilon'])}")
         parts.append(f"left {self._left(step)}")
+        parts += self._watched()
         print("  ".join(parts), file=self._stream, flush=True)
 
     def close(self) -> None:
@@ -65,6 +75,10 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _watched(self) -> list[str]:
+        said = "" if self._watch is None else self._watch()
+        return [said] if said else []
 
     def _spent(self, epsilon: Any) -> str:
         used = number(epsilon, digits=2)

@@ -20,13 +20,12 @@ import shlex
 import sys
 import time
 import warnings
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dptrain.config_tracking import shown
-from dptrain.errors import ConfigError, one_line
+from dptrain.errors import ConfigError
+from dptrain.tracking.answers import error_code, reason, unknown_to
 from dptrain.tracking.budget import statement_tags
 from dptrain.tracking.outbox import Outbox, Points
 from dptrain.tracking.state import STATE, State, write_state
@@ -60,6 +59,7 @@ class MlflowTracker:
         allow_http: whether a server on another host may be spoken to without TLS.
         earlier: how far an earlier process came with the same run; its id, where it is known, is gone on with, and
             what the store has already is not sent again.
+        live: whether the run itself goes on (resumed), rather than being sent afterwards.
 
     Raises:
         ConfigError: the address is no MLflow store.
@@ -72,6 +72,7 @@ class MlflowTracker:
         patience: float = 15.0,
         allow_http: bool = False,
         earlier: State | None = None,
+        live: bool = False,
     ) -> None:
         self._store = resolve_store(uri, allow_http)
         self._experiment = experiment
@@ -85,8 +86,10 @@ class MlflowTracker:
         self._state = earlier or State(self._store.shown, experiment, secrets.token_hex(16), begun)
         self._state_file: Path | None = None
         self._incomplete = False
-        self._replaying = earlier is not None
-        self._doubtful_run = self._doubtful_points = self._replaying
+        self._replaying = earlier is not None and not live
+        self._doubtful_run = self._doubtful_points = earlier is not None
+        self._taken_up: str | None = None
+        self._again = -1
         self._outbox: Outbox | None = None
         self.registered: str | None = None
         """The model version that ``register`` made, once it is known."""
@@ -106,10 +109,10 @@ class MlflowTracker:
         """The last thing that went wrong, as one line; at the end of a run with the command that sends the rest."""
         error = self._outbox.trouble if self._outbox else None
         if not self._incomplete or self._state_file is None:
-            return None if error is None else _reason(error)
+            return None if error is None else reason(error)
         folder = os.path.relpath(self._state_file.parent.parent)
         place = f" tracking.uri={shlex.quote(self.uri)}" if self._store.is_server else ""
-        why = "it was too slow" if error is None else _reason(error)
+        why = "it was too slow" if error is None else reason(error)
         return f"{why}; 'dptrain sync run={shlex.quote(folder)}{place}' sends the rest"
 
     def start(self, run_name: str, params: dict[str, str], tags: dict[str, str], note: str) -> str | None:
@@ -124,10 +127,16 @@ class MlflowTracker:
         tags = {key: value[:LONGEST_TAG] for key, value in tags.items()}
         tags |= {"mlflow.note.content": note[:LONGEST_TAG], "mlflow.source.name": "dptrain"}
         tags["dp.session"] = self._state.session
+        self._run_id = known = self._state.run_id
 
         def open_run() -> None:
             with creation_lock(self._store):  # the client makes the tables of an embedded store
                 experiment_id = self._find_experiment()
+            if known is not None and self._state.run_id == known:
+                if self._is_open_again(known, tags):
+                    return
+                self._state.run_id, self._state.session = None, secrets.token_hex(16)
+                tags["dp.session"], self._run_id, self._doubtful_run = self._state.session, None, False
             made = self._made_before(experiment_id) if self._doubtful_run else None
             if made is None:
                 self._doubtful_run = True  # until the answer is here, the store may have made it or not
@@ -135,6 +144,9 @@ class MlflowTracker:
                 made = run.info.run_id
             self._run_id = made
             self._keep_state()
+            if known is not None:
+                note = f"the tracking store has run {known} no more; it goes on there as {made}, from its first step"
+                print(f"dptrain: note: {note}", file=sys.stderr)
 
         outbox = self._connect()
         outbox.job(open_run)
@@ -150,6 +162,8 @@ class MlflowTracker:
         """Hands over the run's settings; sending them again changes nothing."""
 
         def send() -> None:
+            if self._run_id == self._taken_up:
+                return  # it has them; a store takes no other value for one
             rows = [self._mlflow.entities.Param(key, str(value)[:LONGEST_PARAM]) for key, value in params.items()]
             for first in range(0, len(rows), MOST_PARAMS):
                 self._client.log_batch(self._known_run(), params=rows[first : first + MOST_PARAMS])
@@ -172,6 +186,11 @@ class MlflowTracker:
         stamp = self._state.started_ms + round(seconds * 1000)
         if self._outbox is not None and named:
             self._outbox.points(Points(int(step), stamp, named))
+
+    def log_again(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """As ``log``, for a step that an earlier process handed over: what the store has of it is not sent again."""
+        self._again = max(self._again, int(step))
+        self.log(step, metrics, seconds)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Hands over a file, or the files of a folder; it must stay as it is until ``finish``.
@@ -210,7 +229,7 @@ class MlflowTracker:
             try:
                 self._client.create_registered_model(name)
             except Exception as error:
-                if _code(error) != "RESOURCE_ALREADY_EXISTS":
+                if error_code(error) != "RESOURCE_ALREADY_EXISTS":
                     raise
             made = self._client.create_model_version(
                 name, f"{root}/checkpoint", self._run_id, tags=tags, await_creation_for=None
@@ -274,7 +293,7 @@ class MlflowTracker:
                     self._experiment, artifact_location=(place / folder).as_uri() if place else None
                 )
             except Exception as error:  # another job on the same server was first
-                if _code(error) != "RESOURCE_ALREADY_EXISTS":
+                if error_code(error) != "RESOURCE_ALREADY_EXISTS":
                     raise
                 found = self._client.get_experiment_by_name(self._experiment)
         if found is not None:
@@ -290,6 +309,21 @@ class MlflowTracker:
         found = self._client.search_runs([experiment_id], filter_string=wanted, max_results=1)
         return found[0].info.run_id if found else None
 
+    def _is_open_again(self, run_id: str, tags: dict[str, str]) -> bool:
+        """Marks a run of an earlier process as running, with these tags; False where the store has it no more."""
+        try:
+            if self._client.get_run(run_id).info.lifecycle_stage == "deleted":
+                return False
+        except Exception as error:
+            if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        self._client.update_run(run_id, status="RUNNING")
+        rows = [self._mlflow.entities.RunTag(key, str(value)) for key, value in tags.items()]
+        self._client.log_batch(run_id, tags=rows)
+        self._taken_up = run_id
+        return True
+
     def _keep_state(self) -> None:
         if self._state_file is not None:
             self._state.run_id = self._run_id
@@ -303,28 +337,14 @@ class MlflowTracker:
             for name, value in points.metrics.items()
         ]
         run_id, wanted = self._known_run(), len(rows)
-        if self._doubtful_points:
-            rows = self._unknown_to(run_id, rows)
+        if self._doubtful_points or batch[0].step <= self._again:
+            rows = unknown_to(self._client, run_id, rows)
         self._doubtful_points = True  # until the answer is here, the store may have them or not
         if rows:
             self._client.log_batch(run_id, metrics=rows)
         self._doubtful_points = self._replaying
         self._state.points += wanted
         self._keep_state()
-
-    def _unknown_to(self, run_id: str, rows: list[Any]) -> list[Any]:
-        """The points that the store does not have yet."""
-        known: Counter[tuple[str, int, float]] = Counter()
-        for name in dict.fromkeys(row.key for row in rows):
-            known.update((m.key, m.step, m.value) for m in self._client.get_metric_history(run_id, name))
-        missing = []
-        for row in rows:
-            identity = (row.key, row.step, row.value)
-            if known[identity] > 0:
-                known[identity] -= 1
-            else:
-                missing.append(row)
-        return missing
 
     def _send_files(self, path: Path, folder: str | None) -> None:
         if path.is_dir():
@@ -339,7 +359,7 @@ class MlflowTracker:
 
     def _is_lasting(self, error: Exception) -> bool:
         """Refused as such, not merely undeliverable. Without a run all must wait."""
-        refused = _code(error) in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
+        refused = error_code(error) in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
         return self._run_id is not None and (refused or isinstance(error, FileNotFoundError))
 
 
@@ -366,16 +386,3 @@ def _import_mlflow(with_database: bool) -> Any:
             for kind in ("tracking", "model_registry"):
                 importlib.import_module(f"mlflow.store.{kind}.sqlalchemy_store")
     return mlflow
-
-
-def _code(error: Exception) -> str:
-    return str(getattr(error, "error_code", ""))
-
-
-def _reason(error: Exception) -> str:
-    text = one_line(str(error)) or type(error).__name__
-    text = shown(text)
-    for name, secret in os.environ.items():
-        if len(secret) >= 4 and re.search("PASSWORD|TOKEN|SECRET|KEY", name, re.I):
-            text = text.replace(secret, "***")
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -11,7 +11,9 @@ from dptrain.tracking.mlflow import MlflowTracker
 from dptrain.tracking.verified import verified_statement
 
 
-def register_model(path: Path, name: str, uri: str | None = None, experiment: str = "dptrain") -> dict[str, str | None]:
+def register_model(
+    path: Path, name: str, uri: str | None = None, experiment: str = "dptrain", allow_http: bool = False
+) -> dict[str, str | None]:
     """Registers a release bundle as a new version of ``name``; refused unless its statement verifies.
 
     The version belongs to the MLflow run that training opened, where that lies in the same store; else to a new run.
@@ -22,6 +24,7 @@ def register_model(path: Path, name: str, uri: str | None = None, experiment: st
         uri: an MLflow store; None for the one that the run was tracked in if that is a file, else ``mlflow.db`` here.
             A server that only the run folder names is not spoken to.
         experiment: of the new run, where one is needed.
+        allow_http: whether a server on another host may be spoken to without TLS.
 
     Returns:
         ``name``, ``version``, ``run_id`` (MLflow's) and ``uri``.
@@ -39,7 +42,7 @@ def register_model(path: Path, name: str, uri: str | None = None, experiment: st
     known, run_id = _tracked(bundle)
     if uri is None and known is not None and known.startswith("sqlite:"):
         uri = known
-    tracker = MlflowTracker(uri, experiment)
+    tracker = MlflowTracker(uri, experiment, allow_http=allow_http)
     if run_id is not None and known == tracker.uri:
         tracker.attach(run_id)
     else:

@@ -14,6 +14,7 @@ from dptrain.run_folder import RunFolder, read_json, write_json
 from dptrain.tracking.budget import statement_tags
 from dptrain.tracking.metrics_log import read_metrics
 from dptrain.tracking.mlflow import MlflowTracker, internal_experiment
+from dptrain.tracking.params import flat_settings
 from dptrain.tracking.state import STATE, State, read_state, write_state
 
 UNSENT = "unsent-*.json"
@@ -144,10 +145,4 @@ def _settings(folder: RunFolder) -> dict[str, str]:
         loaded = yaml.safe_load(folder.config.read_text(encoding="utf-8")) if folder.config.is_file() else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError("file", folder.config, "cannot be read as YAML", "restore it from a copy") from error
-    return _flat(json.loads(json.dumps(loaded, default=str)), "")
-
-
-def _flat(node: Any, prefix: str) -> dict[str, str]:
-    if isinstance(node, dict):
-        return {k: v for name, inner in node.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): str(node)}
+    return flat_settings(json.loads(json.dumps(loaded, default=str)))

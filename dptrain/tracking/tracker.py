@@ -21,6 +21,10 @@ class Tracker(Protocol):
         """Hands over the metrics of one step, ``seconds`` after the start."""
         ...
 
+    def log_again(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """As ``log``, for a step that an earlier process of the run handed over: what arrived is not sent again."""
+        ...
+
     def tag(self, tags: dict[str, str]) -> None:
         """Adds tags to the run, those of its ledger entry and its statement among them."""
         ...
@@ -80,6 +84,9 @@ class NullTracker:
         """Attaches to nothing."""
 
     def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """Keeps nothing."""
+
+    def log_again(self, step: int, metrics: dict[str, float], seconds: float) -> None:
         """Keeps nothing."""
 
     def tag(self, tags: dict[str, str]) -> None:

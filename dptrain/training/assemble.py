@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dptrain.config import TrainConfig
 from dptrain.data.batches import PhysicalBatch, UnitIndex, physical_batches
+from dptrain.data.length_buckets import buckets_for, unit_lengths
 from dptrain.data.sampler import PoissonSampler
 from dptrain.data.source import Rows
 from dptrain.errors import ConfigError
@@ -26,10 +27,15 @@ from dptrain.noise.secure import SecureNoise
 from dptrain.privacy.grid import grid_step
 from dptrain.privacy.plan import NOISE_RESERVE, Plan
 from dptrain.registry import engines
+from dptrain.selfcheck.checker import Checker
+from dptrain.selfcheck.dummies import Dummies, dummy_loss
+from dptrain.training.average import Average
 from dptrain.training.baseline import PlainSum
 from dptrain.training.loop import Trainer
 from dptrain.training.memory import keep_freed_memory, memory_limit
 from dptrain.training.optimizers import build_optimizer, build_schedule
+from dptrain.training.selfcheck import SelfCheck
+from dptrain.training.selfcheck_recompute import Recomputation
 
 WORTH_COMPILING = 300_000_000
 """Normals of a run from which on loading compiled transforms (half a second; four where they were never used before)
@@ -39,6 +45,9 @@ WORTH_A_THREAD = 1_000_000
 """Normals of a step from which on another core that is idle meanwhile draws them."""
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float64": None}
+ROUNDING = {"float32": 0.02, "bfloat16": 0.5, "float64": 0.02}
+"""What a recomputed unit may be off, as a share of the larger of its norm and C: far above ordinary rounding, so that
+no honest run is stopped, and below a wrong norm. That no contribution exceeds C (1 + s) is asked without it."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -107,6 +116,57 @@ def _check_sums_stay_exact(rule: ClippingRule, num_units: int) -> None:
         )
 
 
+def build_selfcheck(
+    config: TrainConfig,
+    plan: Plan,
+    module: nn.Module,
+    row_loss: RowLoss,
+    rule: ClippingRule,
+    num_units: int,
+    keystream: Keystream,
+) -> SelfCheck:
+    """The self-check of a private run, for one module and one way of clipping."""
+    assert plan.mechanism is not None
+    settings, mechanism = config.selfcheck, plan.mechanism
+    parameter = next(iter(trainable(module).values()))
+    dummies = Dummies(settings.sentinels, mechanism.clipping_norm, parameter.dtype, parameter.device)
+    effect = dummies.contribution.numpy() / mechanism.noise_std
+    recomputation = Recomputation(
+        module=module,
+        row_loss=row_loss,
+        rule=rule,
+        sensitivity=mechanism.sensitivity,
+        tolerance=ROUNDING[config.execution.dtype],
+        units=settings.recompute_units,
+        steps=plan.steps,
+        keystream=keystream,
+        autocast=DTYPES[config.execution.dtype],
+    )
+    return SelfCheck(
+        dummies=dummies,
+        engine=build_engine(config, dummies.module, dummy_loss, rule),
+        checker=Checker(effect, plan.sampling_rate, plan.steps, settings.alpha),
+        num_units=num_units,
+        to_noise=plan.expected_batch_size / mechanism.noise_std,
+        recomputation=recomputation if settings.recompute_units else None,
+    )
+
+
+def lengths_of(config: TrainConfig, module: nn.Module, rows: Rows, index: UnitIndex) -> Tensor | None:
+    """(num_units,) lengths to which each unit's rows of tokens may be cut; None where rows are no tokens, the model
+    does not say that its rows may be of any length (``any_length``, ``pad``), or buckets are turned off.
+
+    Guarantee: changes no clipped sum but by rounding: such a model gives a row the same whatever padding follows it.
+    """
+    pad = getattr(module, "pad", None)
+    if not getattr(module, "any_length", False) or not isinstance(pad, int) or rows.inputs.dim() != 2:
+        return None
+    buckets = buckets_for(rows.inputs.shape[1], config.execution.length_buckets)
+    if rows.inputs.is_floating_point() or len(buckets) == 1 or not len(rows):
+        return None
+    return unit_lengths(rows.inputs, index, pad, buckets)
+
+
 def build_trainer(
     config: TrainConfig,
     plan: Plan,
@@ -130,21 +190,29 @@ def build_trainer(
         keep_freed_memory()
     count = sum(p.numel() for p in parameters.values())
     index = UnitIndex(rows.unit_id)
-    sampler = PoissonSampler(index.num_units, plan.sampling_rate, keystream)
     grid = None
     noise: Noise | None = None
+    check: SelfCheck | None = None
     if plan.mechanism is None:
         engine: Engine = PlainSum(module, row_loss, DTYPES[config.execution.dtype])
     else:
         if plan.noise == "secure":
+            # Of the trained parameters alone: on sentinels no unit has anything to round (docs/selfcheck.md).
             grid = grid_step(plan.mechanism.clipping_norm, plan.mechanism.sensitivity_slack, count)
         rule = ClippingRule(plan.mechanism.clipping_norm, grid)
         _check_sums_stay_exact(rule, index.num_units)
         engine = build_engine(config, module, row_loss, rule)
+        if config.selfcheck.enabled:
+            check = build_selfcheck(config, plan, module, row_loss, rule, index.num_units, keystream)
+            count += check.block.numel()
         noise = build_noise(plan, keystream, count, grid, device)
+    dummies = 0 if check is None else check.block.numel()
+    sampler = PoissonSampler(index.num_units + dummies, plan.sampling_rate, keystream)
+
+    lengths = lengths_of(config, module, rows, index)
 
     def batches(draw: Tensor) -> Iterator[PhysicalBatch]:
-        return physical_batches(draw, rows, index, config.execution.physical_batch_size, device)
+        return physical_batches(draw, rows, index, config.execution.physical_batch_size, device, lengths)
 
     optimizer = build_optimizer(config.optimizer, list(parameters.values()))
     return Trainer(
@@ -156,6 +224,8 @@ def build_trainer(
         noise=noise,
         grid=grid,
         compiled=plan.is_private and worth_compiling(count * plan.steps),
+        selfcheck=check,
+        average=Average(list(parameters.values()), config.optimizer.ema) if config.optimizer.ema else None,
         intend=intend,
         optimizer=optimizer,
         schedule=build_schedule(config.optimizer, optimizer, plan.steps),

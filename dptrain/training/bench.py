@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from dptrain.config import RunConfig
 from dptrain.config_bench import BenchConfig
-from dptrain.config_budget import LedgerConfig
 from dptrain.errors import BudgetRefused, ConfigError
 from dptrain.gradients.bookkeeping.engine import BookkeepingEngine
 from dptrain.gradients.protocol import trainable
@@ -17,9 +14,9 @@ from dptrain.training.bench_batch import largest_batch
 from dptrain.training.bench_costs import step_costs
 from dptrain.training.bench_engine import Deadline, measure_engine, measure_plain
 from dptrain.training.bench_step import Clock
-from dptrain.training.made_up import made_up_batch
+from dptrain.training.made_up import made_up_batch, prepare_without_rows
 from dptrain.training.memory import MIB, keep_freed_memory, peak, restart_peak
-from dptrain.training.setup import Setup, prepare
+from dptrain.training.setup import Setup
 
 ENGINES_SHARE, BATCH_SHARE = 0.6, 0.25
 """Of the time that is left: for timing engines, and for seeking the largest physical batch."""
@@ -28,16 +25,12 @@ BLUR = 64 * MIB
 
 
 def open_bench(config: BenchConfig) -> Setup:
-    """Everything of a run but its rows, checked. No account is opened and no purpose needed: nothing is read.
+    """Everything of a run but its rows, checked; see ``prepare_without_rows``.
 
     Raises:
-        ConfigError: as ``prepare``, or a plan without privacy, which has nothing to be compared.
+        ConfigError: as there, or a plan without privacy, which has nothing to be compared.
     """
-    free = replace(config, ledger=LedgerConfig(uri="none"), run=RunConfig(purpose="trial"))
-    setup = prepare(free, check_folder=False)
-    if setup.plan.mechanism is None:
-        raise ConfigError("privacy", "off", "trains plainly, and there is nothing to compare", "leave privacy=off out")
-    return setup
+    return prepare_without_rows(config, "trains plainly, and there is nothing to compare")
 
 
 def bench(setup: Setup, config: BenchConfig, started: float, say: Callable[[str], None]) -> dict[str, Any]:

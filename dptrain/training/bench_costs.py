@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import LedgerConfig, RunConfig
+from dptrain.config import RunConfig
+from dptrain.config_budget import LedgerConfig
 from dptrain.keystream import Keystream
 from dptrain.privacy.grid import grid_step
 from dptrain.privacy.lease import OVERHEAD

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dptrain.data.batches import PhysicalBatch
+from dptrain.data.units import cap_line
 from dptrain.gradients.bookkeeping.engine import BookkeepingEngine
 from dptrain.gradients.protocol import ClippingRule, Engine
 from dptrain.keystream import Keystream
@@ -19,6 +20,7 @@ from dptrain.privacy.plan import Plan
 from dptrain.privacy.tuning import alone
 from dptrain.training.assemble import DTYPES, build_engine, build_noise
 from dptrain.training.baseline import PlainSum
+from dptrain.training.canaries import canary_cost, canary_line, expected_rows
 from dptrain.training.made_up import made_up_batch
 from dptrain.training.setup import Setup
 
@@ -50,7 +52,7 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
         start = time.perf_counter()
         noise.draw(0, count)
         noise_seconds = time.perf_counter() - start
-    rows = setup.plan.expected_batch_size * setup.plan.max_rows_per_unit
+    rows = setup.plan.expected_batch_size * setup.plan.max_rows_per_unit + expected_rows(setup.config.audit, setup.plan)
     batches = math.ceil(rows / setup.config.execution.physical_batch_size)
     step = batches * engine_seconds + noise_seconds
     return {
@@ -62,6 +64,7 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
         "seconds_a_step": step,
         "seconds": step * setup.plan.steps,
         "ratio_to_plain": step / (batches * plain),
+        "canaries": canary_cost(setup.config.audit, setup.plan),
     }
 
 
@@ -80,11 +83,14 @@ def plan_text(setup: Setup, cost: dict[str, Any]) -> str:
     """The plan for a reader on a terminal."""
     plan, mechanism = setup.plan, setup.plan.mechanism
     lines = [f"plan for {setup.spec.name} ({setup.num_parameters:,} parameters) on {setup.source.info.name}"]
-    rows: list[tuple[str, str]] = [
+    rows: list[tuple[str, str]] = [] if setup.part is None else [("part", str(setup.part))]
+    rows += [
         ("units", f"{plan.public_size:,} (declared), protected: one {plan.unit}"),
         ("draw", f"Poisson, q = {plan.sampling_rate:.6g}, expected batch {plan.expected_batch_size:g}"),
         ("steps", f"{plan.steps:,} ({plan.steps * plan.sampling_rate:.1f} expected passes)"),
     ]
+    if plan.unit == "user":
+        rows.append(("cap", cap_line(setup.source.info.unit_rows, plan.max_rows_per_unit)))
     if mechanism is None:
         rows.append(("privacy", "none: this trains without any promise"))
     else:
@@ -113,8 +119,12 @@ def plan_text(setup: Setup, cost: dict[str, Any]) -> str:
             "privacy",
         )
     )
+    if cost["canaries"] is not None:
+        rows.append(("canaries", canary_line(cost["canaries"])))
     rows.append(("engine", engine_text(cost["engine"], cost["without_rule"])))
     rows += [("note", warning) for warning in plan.warnings]
+    if mechanism is not None:
+        rows.append(("advice", "advise=true weighs up other batches and lengths at this epsilon, free of charge"))
     rows.append(("read", "no private row was read"))
     return "\n".join(lines + [f"  {label:<12}{text}" for label, text in rows])
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dptrain.data.source import Rows
+from dptrain.errors import ConfigError
 from dptrain.gradients.protocol import RowLoss
 from dptrain.registry import metrics as registered
-from dptrain.training.metrics import BY_TASK, Predictions
+from dptrain.training.metrics import BY_TASK, FITS, Predictions
 
 
 def outputs_of(module: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:  # (N, ...) -> (N, K) on the CPU
@@ -28,19 +29,32 @@ def outputs_of(module: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:  #
 
 
 def metric_names(asked: Sequence[str], task: str) -> list[str]:
-    """The metrics to compute: those asked for, or the task's usual ones. Unknown names are refused."""
+    """The metrics to compute: those asked for, or the task's usual ones.
+
+    Raises:
+        ConfigError: unknown, or of another task.
+    """
     names = list(asked) or BY_TASK[task]
     for name in names:
         registered.resolve(name)
+        wanted = FITS.get(name)
+        if wanted is not None and task not in wanted:
+            raise ConfigError("task.metrics", name, f"does not fit data of task {task}", f"try {BY_TASK[task][0]}")
     return names
 
 
 def evaluate(
-    module: nn.Module, rows: Rows, row_loss: RowLoss, task: str, names: Sequence[str], batch_size: int
+    module: nn.Module,
+    rows: Rows,
+    row_loss: RowLoss,
+    task: str,
+    names: Sequence[str],
+    batch_size: int,
+    class_names: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """``public_loss`` and ``test_<metric>`` on public rows. A value that is not finite is left out."""
     outputs = outputs_of(module, rows.inputs, batch_size)
     loss = row_loss(outputs.float(), rows.targets).mean().item()
-    predictions = Predictions(task, np.nan_to_num(outputs.numpy()), rows.targets.numpy())
+    predictions = Predictions(task, np.nan_to_num(outputs.numpy()), rows.targets.numpy(), class_names)
     values = {"public_loss": loss} | {f"test_{name}": registered.resolve(name)(predictions) for name in names}
     return {name: float(value) for name, value in values.items() if np.isfinite(value)}

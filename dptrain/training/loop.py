@@ -31,6 +31,8 @@ from dptrain.gradients.protocol import Engine, UnitStats, trainable
 from dptrain.noise.ahead import NoiseAhead
 from dptrain.noise.protocol import Noise
 from dptrain.privacy.plan import Plan
+from dptrain.training.average import Average
+from dptrain.training.selfcheck import SelfCheck
 
 Batches = Callable[[Tensor], Iterator[PhysicalBatch]]
 """Lays a draw out in physical batches on the model's device."""
@@ -68,6 +70,8 @@ class Trainer:
         intend: called with a step's number, from 1, before its noise is drawn; returns once that is on record.
         group: process group whose ranks hold disjoint units; None for one process.
         compiled: whether the last pass over a sum is numba's, which must be installed; the same numbers.
+        average: of the trained parameters, taken after every step; None: none.
+        selfcheck: dummy units and the sentinels they move, behind the trained parameters in every sum; None: none.
     """
 
     module: nn.Module
@@ -82,6 +86,8 @@ class Trainer:
     intend: Callable[[int], None] = lambda step: None
     group: dist.ProcessGroup | None = None
     compiled: bool = False
+    selfcheck: SelfCheck | None = None
+    average: Average | None = None
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,8 +96,13 @@ class Trainer:
         object.__setattr__(self, "parameters", list(trainable(self.module).values()))
 
     @property
+    def _summed(self) -> list[nn.Parameter]:
+        """What a sum is over: the trained parameters, and behind them the sentinels, which no optimizer knows."""
+        return self.parameters if self.selfcheck is None else [*self.parameters, self.selfcheck.block]
+
+    @property
     def _count(self) -> int:
-        return sum(p.numel() for p in self.parameters)
+        return sum(p.numel() for p in self._summed)
 
     def run(self, on_step: Callable[[int, StepReport, float], None], done: int = 0, seconds: float = 0.0) -> Outcome:
         """Takes the planned steps; after each, calls ``on_step(steps_done, report, seconds)``.
@@ -102,8 +113,12 @@ class Trainer:
             on_step: see above.
             done: steps that count as executed already (a resumed run); only the others are taken.
             seconds: that were spent on them.
+
+        Raises:
+            ClaimRejected: the self-check found that steps are not what the plan says; the optimizer did not get the
+                step in hand.
         """
-        total = DrawSum(self.parameters, self.grid is not None, self.compiled)
+        total = DrawSum(self._summed, self.grid is not None, self.compiled)
         start = time.monotonic() - seconds
         self.module.train()
         with _stop_on_signal() as stop:
@@ -111,10 +126,16 @@ class Trainer:
                 report = self._clipped_sum(done, total)
                 self.intend(done + 1)
                 self._release(done, total)
+                if self.selfcheck is not None and self._is_first:
+                    self.selfcheck.look(done + 1)
                 self.optimizer.step()
                 self.schedule.step()
+                if self.average is not None:
+                    self.average.update()
                 done += 1
                 on_step(done, report, time.monotonic() - start)
+        if self.selfcheck is not None and self._is_first:
+            self.selfcheck.close(done)
         status = "finished" if done == self.plan.steps else "stopped"
         return Outcome(done, status, time.monotonic() - start)
 
@@ -123,11 +144,24 @@ class Trainer:
         if isinstance(self.noise, NoiseAhead):
             self.noise.begin(step, self._count)
         report = StepReport()
-        for batch in self.batches(self.draw(step)):
-            _note(report, batch, total.add(self.engine, batch), self.plan)
+        draw, trained = self.draw(step), len(self.parameters)
+        if self.selfcheck is not None:
+            draw = self.selfcheck.begin(step + 1, draw)
+        for batch in self.batches(draw):
+            stats = total.add(self.engine, batch, last=trained)
+            _note(report, batch, stats, self.plan)
+            if self.selfcheck is not None:
+                self.selfcheck.recompute(step + 1, self.engine, batch, stats)
+        if self.selfcheck is not None and self._is_first:
+            total.add(self.selfcheck.engine, self.selfcheck.batch(), first=trained)
         if self.group is not None:
             dist.all_reduce(total.flat(), group=self.group)
         return report
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this process draws the noise, and adds the dummies."""
+        return self.group is None or dist.get_rank(self.group) == 0
 
     def _release(self, step: int, total: DrawSum) -> None:
         """Adds the step's noise and hands the optimizer the noisy mean over the public divisor."""
@@ -138,7 +172,7 @@ class Trainer:
         flat = total.flat()
         if self.grid is not None:
             flat.round_()
-        if self.noise is not None and dist.get_rank(self.group) == 0:
+        if self.noise is not None and self._is_first:
             flat += self.noise.draw(step, len(flat)).to(flat.device)
         dist.broadcast(flat, group_src=0, group=self.group)
         total.release(None, scale)

@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dptrain.data.source import IGNORED, TOKENS
 from dptrain.errors import ConfigError
 from dptrain.registry import losses
 
 if TYPE_CHECKING:
     from dptrain.gradients.protocol import RowLoss
 
-BY_TASK = {"multiclass": "cross_entropy", "binary": "binary_cross_entropy", "regression": "mse"}
+BY_TASK = {
+    "multiclass": "cross_entropy",
+    "binary": "binary_cross_entropy",
+    "regression": "mse",
+    "language": "next_token",
+    TOKENS: "token_cross_entropy",
+}
 
 
 @losses.register("cross_entropy")
@@ -51,12 +58,28 @@ def huber(outputs: Tensor, targets: Tensor) -> Tensor:  # (R, 1), (R,) -> (R,)
     return F.huber_loss(outputs.squeeze(-1), targets, reduction="none")
 
 
+@losses.register("next_token")
+def next_token(outputs: Tensor, targets: Tensor) -> Tensor:  # (R, 1), (R,) tokens to tell -> (R,)
+    """Mean loss of a row's next tokens in nats: what ``models/text_heads.LanguageModel`` gives as its output."""
+    return outputs[:, 0]
+
+
+@losses.register("token_cross_entropy")
+def token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:  # (R, T K) logits, (R, T) class or IGNORED -> (R,)
+    """Mean softmax cross entropy over a row's labelled tokens in nats; 0 for a row without one."""
+    counted = (targets != IGNORED).flatten()
+    scores = outputs.unflatten(1, (targets.shape[1], -1)).flatten(0, 1)  # (R T, K)
+    told = F.cross_entropy(scores, targets.flatten().clamp(min=0), reduction="none")
+    weight = counted.to(told.dtype)
+    return (told * weight).unflatten(0, targets.shape).sum(1) / weight.unflatten(0, targets.shape).sum(1).clamp(min=1)
+
+
 def row_loss(name: str, task: str, class_weights: Sequence[float] | None, num_classes: int) -> RowLoss:
     """The loss a config names, with public class weights applied.
 
     Args:
         name: a registered loss, or ``auto``.
-        task: binary, multiclass or regression.
+        task: binary, multiclass, regression, language or token_classification.
         class_weights: one weight a class, or None.
         num_classes: number of declared classes.
 
@@ -66,8 +89,8 @@ def row_loss(name: str, task: str, class_weights: Sequence[float] | None, num_cl
     function: RowLoss = losses.resolve(BY_TASK[task] if name == "auto" else name)
     if class_weights is None:
         return function
-    if task == "regression":
-        raise ConfigError("task.class_weights", list(class_weights), "a regression has no classes", "leave it unset")
+    if task in ("regression", "language", TOKENS):
+        raise ConfigError("task.class_weights", list(class_weights), f"{task} takes no weights", "leave it unset")
     if len(class_weights) != num_classes:
         raise ConfigError(
             "task.class_weights", list(class_weights), f"the data has {num_classes} classes", "give one weight a class"
@@ -88,6 +111,8 @@ def check_row_loss(function: RowLoss, num_outputs: int, task: str) -> None:
     """
     outputs = torch.linspace(-1, 1, 3 * num_outputs).reshape(3, num_outputs)
     targets = torch.tensor([0.0, 0.5, 1.0]) if task == "regression" else torch.tensor([0, 1, 0])
+    if task == TOKENS:
+        targets = torch.tensor([[0], [1], [IGNORED]])
     remedy = "return one loss a row, shape (R,), without averaging"
     try:
         together = function(outputs, targets)

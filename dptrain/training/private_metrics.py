@@ -14,6 +14,10 @@ answer changes with it. Units held out are not trained on; the plan still adds t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -82,8 +86,8 @@ def check_private_evaluation(config: TrainConfig, info: SourceInfo) -> None:
         return
     if not config.privacy.is_private:
         wrong = ("counts with noise, and privacy=off promises nothing", "set evaluation.metrics=public")
-    elif info.task == "regression":
-        wrong = ("counts right answers, which a regression has none of", "judge it on public rows")
+    elif info.task not in ("binary", "multiclass"):
+        wrong = (f"counts right answers, a row one, and the task is {info.task}", "judge it on public rows")
     elif config.privacy.adjacency != "zero_out":
         wrong = (
             "holds units out by position, and under add_remove one row less would move the others across",
@@ -128,9 +132,17 @@ class Best:
     Args:
         name: key of the record that decides.
         lower: whether the smallest value is the best.
+        shown: inside this context the module is what a look judges (its average); as it is where there is none.
     """
 
-    def __init__(self, module: nn.Module, name: str, lower: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        lower: bool,
+        shown: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._shown = shown
         self._module, self.name, self._sign = module, name, -1.0 if lower else 1.0
         self._value: float | None = None
         self._state: dict[str, torch.Tensor] = {}
@@ -141,8 +153,17 @@ class Best:
         value = record.get(self.name)
         if isinstance(value, float) and (self._value is None or self._sign * value > self._value):
             self._value = self._sign * value
-            self._state = {k: v.detach().to("cpu", copy=True) for k, v in self._module.state_dict().items()}
+            with self._shown():
+                self._state = {k: v.detach().to("cpu", copy=True) for k, v in self._module.state_dict().items()}
             self._record = dict(record)
+
+    def kept(self) -> dict[str, Any]:
+        """What is kept so far, for a run that may have to go on later."""
+        return {"value": self._value, "state": self._state, "record": self._record}
+
+    def take_up(self, kept: dict[str, Any]) -> None:
+        """Goes on from what ``kept`` gave in an earlier process."""
+        self._value, self._state, self._record = kept["value"], kept["state"], kept["record"]
 
     def restore(self, last: dict[str, object]) -> dict[str, object]:
         """Puts the best weights back; returns their record (``last`` where there was no look)."""

@@ -31,6 +31,14 @@ class Keeper(Protocol):
         """Puts the best model back and returns its record."""
         ...
 
+    def kept(self) -> dict[str, Any]:
+        """What is kept so far: plain data and tensors."""
+        ...
+
+    def take_up(self, kept: dict[str, Any]) -> None:
+        """Goes on from what ``kept`` gave in an earlier process."""
+        ...
+
 
 def evaluation_steps(steps: int, every: int | None) -> list[int]:
     """The steps after which the public split is looked at; the last step is always one of them."""

@@ -52,11 +52,13 @@ from dptrain.checkpoint.sealing_key import key_ring, load_key
 from dptrain.checkpoint.step_journal import StepJournal
 from dptrain.compose import typed
 from dptrain.config import TrainConfig
+from dptrain.durable import make_folder
 from dptrain.errors import ConfigError, one_line
 from dptrain.run_folder import RunFolder, read_json
 from dptrain.training.budget import Budget
 from dptrain.training.drift import FREE, code_facts, plan_facts, refuse_drift, refuse_other_code
 from dptrain.training.loop import Trainer
+from dptrain.training.parts import note_part
 from dptrain.training.recorder import Recorder
 from dptrain.training.setup import Setup
 
@@ -134,9 +136,13 @@ class Begun:
         trainer.optimizer.load_state_dict(decoded(facts["optimizer"], tensors))
         set_schedule(trainer, executed)
         restore_random_state(tensors, trainer.parameters[0].device)
+        if trainer.selfcheck is not None:
+            trainer.selfcheck.take_up(tensors)
+        if trainer.average is not None:
+            trainer.average.take_up(tensors)
         recorder.last = facts["recorder"]["last"]
         if recorder.best is not None and facts["recorder"]["best"] is not None:
-            vars(recorder.best).update(decoded(facts["recorder"]["best"], tensors))
+            recorder.best.take_up(decoded(facts["recorder"]["best"], tensors))
 
     def set_bundle_aside(self) -> None:
         """The bundle of an earlier stop keeps its place in the folder, under another name: it may be out already."""
@@ -166,6 +172,9 @@ def begin(run: str, given: Sequence[str] = ()) -> Begun:
         raise ConfigError("resume", run, "no such folder", "give the folder of a run: runs/RUN")
     if (path / "result.json").is_file() and read_json(path / "result.json").get("status") == "finished":
         raise ConfigError("resume", run, "has finished", "start a new run")
+    if (path / "result.json").is_file() and "selfcheck" in (found := read_json(path / "result.json")):
+        problem = f"was stopped by its self-check ({found['selfcheck']})"
+        raise ConfigError("resume", run, problem, "find the fault, and start a new run; see docs/selfcheck.md")
     if not room.is_dir():
         remedy = "it was begun with checkpoint.every=0, or as a search, or with evaluation.metrics=dp; start a new run"
         raise ConfigError("resume", run, "keeps no resume state", remedy)
@@ -316,11 +325,12 @@ class Keeper:
         module, best = self._trainer.module, self._recorder.best
         tensors = {f"model.{name}": on_cpu(value) for name, value in module.state_dict().items()}
         tensors |= public_random_state(self._trainer.parameters[0].device)
+        if self._trainer.selfcheck is not None:
+            tensors |= self._trainer.selfcheck.kept()
+        if self._trainer.average is not None:
+            tensors |= self._trainer.average.kept()
         optimizer = encoded(self._trainer.optimizer.state_dict(), "optimizer", tensors)
-        seen = None
-        if best is not None:
-            held = {name: value for name, value in vars(best).items() if name in ("_value", "_state", "_record")}
-            seen = encoded(held, "best", tensors)
+        seen = None if best is None else encoded(best.kept(), "best", tensors)
         records = {"last": json.loads(json.dumps(self._recorder.last)), "best": seen}
         changing = {"steps": done, "seconds": seconds, "optimizer": optimizer, "recorder": records}
         return ResumeState({**self._fixed, **changing}, tensors)
@@ -344,7 +354,7 @@ def open_keeper(
     if not setup.config.checkpoint.every or (mechanism is not None and (mechanism.beside or mechanism.trials)):
         return None
     room = setup.folder.path / "resume"
-    room.mkdir(mode=0o700, exist_ok=True)
+    make_folder(room)
     lock = RunLock(room) if begun is None else begun.lock
     if not budget.is_kept:
         budget.count_in(StepJournal(room / "journal", must_exist=begun is not None), setup.plan.steps)
@@ -355,4 +365,5 @@ def open_keeper(
         seconds = float(begun.facts["seconds"])
     keeper = Keeper(setup, trainer, recorder, manifest, ledger, room, lock, budget.executed, seconds)
     keeper.keep(budget.executed, seconds, wait=True)
+    note_part(setup, budget.executed)
     return keeper

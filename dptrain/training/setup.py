@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -12,22 +13,26 @@ from dptrain.data.gate import check_gate
 from dptrain.data.source import Source, SourceInfo
 from dptrain.distributed import current_rank
 from dptrain.errors import ConfigError
-from dptrain.gradients.protocol import RowLoss, trainable
+from dptrain.gradients.protocol import ClippingRule, RowLoss, trainable
 from dptrain.keystream import Keystream
-from dptrain.models.build import ModelSpec, build_model
+from dptrain.models.build import ModelSpec
 from dptrain.models.features import check_map
 from dptrain.models.probe import check_deterministic
+from dptrain.models.trained_part import TrainedPart
 from dptrain.models.validate import check_model
 from dptrain.privacy.plan import Plan, compile_plan
 from dptrain.privacy.selection import Trials, trials_with_mean
+from dptrain.privacy.started import Started
 from dptrain.registry import engines, load_user_files, sources
 from dptrain.run_folder import RunFolder, new_run
-from dptrain.training.assemble import pick_device
+from dptrain.training.assemble import build_engine, pick_device
 from dptrain.training.budget import check_purpose
+from dptrain.training.canaries import check_canaries
 from dptrain.training.evaluate import metric_names
 from dptrain.training.losses import check_row_loss, row_loss
 from dptrain.training.optimizers import build_optimizer, build_schedule
 from dptrain.training.private_metrics import check_private_evaluation, looks_event, training_units
+from dptrain.training.start import begin_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,10 @@ class Setup:
     keystream: Keystream
     purpose: str
     """The run's class: debug, trial, final, evaluation or audit."""
+    start: Started | None = None
+    """What the model was before; None where it began at random."""
+    part: TrainedPart | None = None
+    """What of the model is trained; None where it is all of a new one."""
 
     @property
     def num_parameters(self) -> int:
@@ -84,8 +93,8 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
     plan = compile_plan(config.privacy, units, looks, trials_of(config))
     device = pick_device(config.execution.device)
     spec = model_spec(config, source.info)
-    torch.manual_seed(config.seed)
-    module = build_model(spec)
+    begun = begin_model(config, source.info, spec)
+    spec, module = replace(begun.spec, ema=config.optimizer.ema), begun.module
     check_model(module, spec.name, spec.input_shape, spec.num_outputs)
     if plan.is_private:
         check_deterministic(module, spec.name, spec.input_shape)
@@ -93,7 +102,11 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
         module = module.double()
     loss = row_loss(config.task.loss, source.info.task, config.task.class_weights, source.info.num_classes)
     check_row_loss(loss, source.info.num_outputs, source.info.task)
+    check_canaries(config, source.info, plan, module)
     engines.resolve(config.clipping.engine)
+    if plan.mechanism is not None and config.clipping.engine.startswith("opacus"):
+        # A layer without a rule is refused now. On a copy: Opacus' hooks stay where they were put.
+        build_engine(config, deepcopy(module), loss, ClippingRule(plan.mechanism.clipping_norm, None))
     names = metric_names(config.task.metrics, source.info.task)
     build_schedule(config.optimizer, build_optimizer(config.optimizer, list(trainable(module).values())), plan.steps)
     return Setup(
@@ -107,6 +120,8 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
         folder=folder,
         keystream=Keystream(),
         purpose=purpose,
+        start=begun.start,
+        part=begun.part,
     )
 
 

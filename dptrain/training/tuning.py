@@ -34,7 +34,7 @@ from dptrain.training.metrics import LOWER_IS_BETTER
 from dptrain.training.private_metrics import NAME
 from dptrain.training.setup import Setup, prepare
 
-FREE = ("model", "optimizer", "task", "clipping", "execution")
+FREE = ("model", "optimizer", "task", "clipping", "execution", "finetune")
 """Groups of settings that a search may choose from: they cannot change what a trial costs."""
 PRICED = ("privacy",)
 """Groups that a grid, whose runs are each charged for themselves, may choose from as well."""
@@ -51,6 +51,10 @@ SAME = (
     "imports",
     "allow_nonprivate_metrics",
 )
+
+
+FIXED = ("task.metrics", "finetune.start", "finetune.people")
+"""Keys of free groups that trials share: what is compared, and what the winner goes on from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,9 @@ def prepare_search(sweep: Sweep, strategy: str) -> tuple[Search, list[Plan]]:
     if base.allow_nonprivate_metrics:
         shown = ",".join(base.allow_nonprivate_metrics)
         raise ConfigError("allow_nonprivate_metrics", shown, "would show trials of a search", "leave it out")
+    if base.finetune.start is not None:
+        problem = "is a bundle, and a search from one is not priced"
+        raise ConfigError("finetune.start", base.finetune.start, problem, "set tuning.strategy=composed: job by job")
     for combination in sweep.to_check():
         _check_same(sweep.config(combination), base, sweep, strategy)
     setup = prepare(base, check_folder=False)
@@ -142,7 +149,7 @@ def check_axes(sweep: Sweep, strategy: str) -> None:
             raise ConfigError(
                 "seed", "", "also decides which rows are set aside, so trials would run on different rows", "fix it"
             )
-        if root not in allowed or axis.key == "task.metrics":
+        if root not in allowed or axis.key in FIXED:
             raise ConfigError(
                 axis.key, "", "cannot be searched over", f"search over {', '.join(allowed)}, or fix it in every trial"
             )

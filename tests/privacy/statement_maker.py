@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.privacy.plan import Plan, compile_plan
 from dptrain.privacy.seal import sign_statement
 from dptrain.privacy.statement import RunFacts, make_statement

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
 from dptrain.privacy.grid import grid_step

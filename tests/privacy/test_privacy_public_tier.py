@@ -61,10 +61,12 @@ def train(folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _without_chance(statement: dict[str, Any]) -> dict[str, Any]:
-    """A statement without its time, and without what a ledger draws at random for itself."""
+    """A statement without its time, and without what a ledger or a self-check draws at random for itself."""
     composition = statement.get("composition")
     if composition:
         statement["composition"] = composition | {"ledger_id": None, "head": None}
+    watched = statement["selfcheck"]
+    statement["selfcheck"] = watched | {"smallest_p": None, "noise_ratio": None, "noise_interval": None}
     statement["identity"] = statement["identity"] | {"created": None}
     statement["artifact"] = statement["artifact"] | {"files": sorted(statement["artifact"]["files"])}
     return {key: value for key, value in statement.items() if key != "integrity"}

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.privacy import accounting
 from dptrain.privacy.plan import Plan, compile_plan
 from dptrain.privacy.statement import RunFacts, make_statement

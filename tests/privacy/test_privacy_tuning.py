@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dptrain.config import PrivacyConfig, TuningConfig
+from dptrain.config_privacy import PrivacyConfig
+from dptrain.config_tuning import TuningConfig
 from dptrain.errors import BudgetRefused, ConfigError
 from dptrain.keystream import Keystream
 from dptrain.privacy import accounting

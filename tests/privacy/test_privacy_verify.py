@@ -12,7 +12,7 @@ import pytest
 from statement_maker import changes, facts, leaves, plan, put, remembering, signed, stated, written
 
 from dptrain.cli import run
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.errors import ConfigError
 from dptrain.privacy import accounting, recompute
 from dptrain.privacy.plan import compile_plan
@@ -292,6 +292,23 @@ def test_an_audit_that_contradicts_the_claim_is_a_mismatch(true_statement: dict[
         assert status(verified(written(tmp_path, signed(true_statement | {"audit": audit}))), "audit") == expected
 
 
+@pytest.mark.parametrize(
+    ("canaries", "said"),
+    [
+        ({"count": 4000, "kind": "crafted"}, "none was published; 4,000 canaries were planted"),
+        ({"count": 1, "kind": "natural"}, "none was published; 1 canary was planted"),
+        ({"count": True}, "none was published; of canaries it says nothing that can be read"),
+        (["4000"], "none was published; of canaries it says nothing that can be read"),
+    ],
+)
+def test_planted_canaries_alone_are_no_published_audit(
+    true_statement: dict[str, Any], tmp_path: Path, canaries: Any, said: str
+) -> None:
+    verdict = verified(written(tmp_path, signed(true_statement | {"audit": {"canaries": canaries}})))
+    assert [(line.status, line.detail) for line in verdict.lines if line.name == "audit"] == [(UNKNOWN, said)]
+    assert verdict.holds
+
+
 HOSTILE_FILES = {
     "empty": b"",
     "not json": b"\x80\x04junk",
@@ -357,10 +374,10 @@ def test_events_that_cost_too_much_are_not_priced(true_statement: dict[str, Any]
             "mechanism": true_statement["mechanism"] | mechanism | {"beside": beside},
             "sampling": true_statement["sampling"] | sampling,
         }
-        began = time.monotonic()
+        began = time.process_time()
         verdict = verified(written(tmp_path, signed(changed)))
         assert not verdict.holds
-        assert time.process_time() and time.monotonic() - began < 10, (mechanism, sampling)
+        assert time.process_time() - began < 10, (mechanism, sampling)
 
 
 @pytest.mark.parametrize("kind", ["self_composed", "repeat_and_select", "composed"])
@@ -439,7 +456,7 @@ def test_the_schema_names_the_21_blocks() -> None:
     blocks += "tuning composition audit utility pretraining environment governance limits integrity"
     assert len(blocks.split()) == 21
     assert set(schema()["required"]) == {*blocks.split(), "schema", "tier", "private", "sentence"}
-    assert set(schema()["properties"]) - set(schema()["required"]) == {"internal"}
+    assert set(schema()["properties"]) - set(schema()["required"]) == {"internal", "selfcheck"}
 
 
 def test_digest_and_signature_cover_everything(true_statement: dict[str, Any]) -> None:

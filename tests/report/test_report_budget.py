@@ -15,6 +15,7 @@ from dptrain.errors import ConfigError
 from dptrain.privacy import accounting
 from dptrain.privacy.budget_view import account_data
 from dptrain.privacy.ledger import Ledger, open_ledger
+from dptrain.privacy.ledger_audits import note_audit
 from dptrain.report import budget_facts as facts
 from dptrain.report.brief import brief
 from dptrain.report.budget_page import render_budget_page
@@ -269,6 +270,7 @@ def test_the_page_is_written_and_agrees_with_budget_show(
     for k in range(3):
         spend(ledger, f"t{k}", "trial", label="rates")
     spend(ledger, "a")
+    note_audit(ledger, "people", run_id="a", bundle="ab" * 32, attacks=["loss", "<rmia>"])
     path, lines = write_budget(None, "people", str(tmp_path), None)
     assert path == Path("budget-people.html") and (path.stat().st_mode & 0o777) == 0o600
     page, data = whole(path.read_text(encoding="utf-8")), account_data(ledger, "people")
@@ -276,6 +278,7 @@ def test_the_page_is_written_and_agrees_with_budget_show(
     assert facts.epsilon_up(data["planned_pld"]["epsilon"]) in page
     for one in data["entries"]:
         assert one["run_id"] in page and facts.epsilon_up(one["epsilon_account_after"]) in page
+    assert "Audits (1): no price" in page and "loss, &lt;rmia&gt;" in path.read_text(encoding="utf-8")
     assert "rates (3 entries)" in page and "92.6" in page and "1 audited; 4 more runs without a folder here" in page
     assert dict(lines)["page"] == "budget-people.html"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dptrain.config import TrackingConfig
+from dptrain.config_tracking import TrackingConfig
 from dptrain.errors import ClaimRejected, ConfigError
 from dptrain.tracking.budget import statement_tags
 from dptrain.tracking.choose import make_tracker

@@ -12,7 +12,7 @@ from torch import nn
 
 from dptrain.checkpoint.bundle import save_bundle
 from dptrain.cli import run
-from dptrain.config import PrivacyConfig
+from dptrain.config_privacy import PrivacyConfig
 from dptrain.models.build import ModelSpec
 from dptrain.privacy.plan import compile_plan
 from dptrain.privacy.seal import sign_statement

@@ -48,7 +48,7 @@ def test_a_plan_names_the_engine_and_functions_without_a_rule(
     settings: list[str], engine: str, without: dict | None, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = [] if "privacy=off" in settings else SOON
-    found = recipe("plan").run(compose("train", [*plan, "execution.physical_batch_size=16", *settings]))
+    found = recipe("plan").run(compose("plan", [*plan, "execution.physical_batch_size=16", *settings]))
     assert (found["cost"]["engine"], found["cost"]["without_rule"]) == (engine, without)
     assert json.loads(json.dumps(found["cost"])) == found["cost"]
     assert said in capsys.readouterr().out

@@ -9,17 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from people import register_people
 from torch import nn
 
 from dptrain.cli import run
-from dptrain.config import DataConfig, EvaluationConfig
-from dptrain.data.source import Rows, Source, SourceInfo, Splits
+from dptrain.config_tuning import EvaluationConfig
+from dptrain.data.source import Rows
 from dptrain.data.units import hold_out
 from dptrain.keystream import Keystream
 from dptrain.privacy import accounting
 from dptrain.privacy.ledger import open_ledger
 from dptrain.privacy.verify import verified
-from dptrain.registry import sources
 from dptrain.run_folder import read_json
 from dptrain.training.private_metrics import GRID, Best, PrivateAccuracy, unit_shares
 
@@ -27,16 +27,7 @@ PEOPLE = ["train", "data=own", "data.name=looked_at_people", "model=linear", "tr
 LOOK = ["evaluation.metrics=dp", "evaluation.every=2"]
 SMALL = ["privacy.epochs=null", "privacy.steps=6", "privacy.expected_batch_size=20", "run.purpose=final"]
 
-
-@sources.register("looked_at_people")
-def people(config: DataConfig, seed: int) -> Source:
-    def load() -> Splits:
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn(260, 4, generator=generator)
-        y = (x[:, 0] > 0).long()
-        return Splits(train=Rows(x[:200], y[:200]), public=Rows(x[200:], y[200:]))
-
-    return Source(SourceInfo(name="people", task="binary", input_shape=(4,), num_classes=2, public_size=200), load)
+register_people("looked_at_people", 200, 60)
 
 
 @given(

@@ -7,31 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from people import register_people
 
 from dptrain.cli import run
-from dptrain.config import DataConfig
-from dptrain.data.source import Rows, Source, SourceInfo, Splits
 from dptrain.errors import ConfigError
 from dptrain.privacy import tuning as sealed
 from dptrain.privacy.ledger import open_ledger
 from dptrain.privacy.ledger_state import EntryState
 from dptrain.privacy.tuning import Draws
-from dptrain.registry import sources
 from dptrain.run_folder import RunFolder, read_json
 from dptrain.training import search, stages, tuning
 from dptrain.training.budget import Budget
 
-
-@sources.register("searched_people")
-def people(config: DataConfig, seed: int) -> Source:
-    def load() -> Splits:
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn(120, 4, generator=generator)
-        y = (x[:, 0] > 0).long()
-        return Splits(train=Rows(x[:80], y[:80]), public=Rows(x[80:], y[80:]))
-
-    return Source(SourceInfo(name="people", task="binary", input_shape=(4,), num_classes=2, public_size=80), load)
+register_people("searched_people", 80, 40)
 
 
 BASE = [

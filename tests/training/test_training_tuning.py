@@ -8,34 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from people import register_people
 
 from dptrain.cli import run
-from dptrain.config import DataConfig
-from dptrain.data.source import Rows, Source, SourceInfo, Splits
 from dptrain.privacy import accounting
 from dptrain.privacy import tuning as sealed
 from dptrain.privacy.ledger import open_ledger
 from dptrain.privacy.verify import verified
-from dptrain.registry import sources
 from dptrain.run_folder import read_json
 from dptrain.sweep import requested
 from dptrain.training import tuning
 from dptrain.training.setup import prepare
 
-
-@sources.register("tuned_people")
-def people(config: DataConfig, seed: int) -> Source:
-    def load() -> Splits:
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn(260, 4, generator=generator)
-        y = (x[:, 0] > 0).long()
-        return Splits(train=Rows(x[:200], y[:200]), public=Rows(x[200:], y[200:]))
-
-    info = SourceInfo(
-        name="people", task="binary", input_shape=(4,), num_classes=2, public_size=config.public_size or 200
-    )
-    return Source(info, load)
+register_people("tuned_people", 200, 60)
 
 
 BASE = [

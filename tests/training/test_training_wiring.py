@@ -9,30 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from people import register_people
 
 from dptrain.cli import run
-from dptrain.config import DataConfig
-from dptrain.data.source import Rows, Source, SourceInfo, Splits
 from dptrain.errors import ClaimRejected
 from dptrain.privacy.ledger import open_ledger
-from dptrain.registry import sources
 from dptrain.run_folder import read_json
 from dptrain.tracking.budget import statement_digest
 from dptrain.tracking.tracker import NullTracker
 from dptrain.training import stages
 from dptrain.training.recorder import Recorder
 
-
-@sources.register("wired_people")
-def people(config: DataConfig, seed: int) -> Source:
-    def load() -> Splits:
-        generator = torch.Generator().manual_seed(1)
-        x = torch.randn(120, 4, generator=generator)
-        y = (x[:, 0] > 0).long()
-        return Splits(train=Rows(x[:80], y[:80]), public=Rows(x[80:], y[80:]))
-
-    return Source(SourceInfo(name="people", task="binary", input_shape=(4,), num_classes=2, public_size=80), load)
+register_people("wired_people", 80, 40)
 
 
 RUN = [
@@ -84,7 +72,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tracked(monkeypatch: pytest.MonkeyPatch, rejects: bool = False) -> Tracked:
     tracker = Tracked(rejects)
-    monkeypatch.setattr(stages, "make_tracker", lambda settings: tracker)
+    monkeypatch.setattr(stages, "make_tracker", lambda settings, earlier=None: tracker)
     return tracker
 
 

@@ -1,0 +1,92 @@
+"""The audit's section says what references found, and nothing of it leaves the internal tier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dptrain.report.record import read_record
+from dptrain.report.summary import six_lines
+from dptrain.report.text import render_text
+from dptrain.report.write import write_report
+from dptrain.run_folder import RunFolder, read_json, write_json
+
+MakeRun = Callable[..., RunFolder]
+HOSTILE = "<script>alert(1)</script>"
+
+
+def references(group: str = "sneaker") -> dict[str, Any]:
+    return {
+        "count": 16,
+        "new": 4,
+        "pool": {"units": 1797, "members": 1437, "trained_on": 898},
+        "seeds": [{"seed": 7, "pair": 0, "side": "a"}],
+        "between_models": {
+            "rmia": [{"fpr": 0.01, "targets": 16, "tpr": 0.0442, "sd": 0.009, "low": 0.0398, "high": 0.0485}]
+        },
+        "exposed": {
+            "attack": "rmia",
+            "fpr": 0.01,
+            "together": 12,
+            "confidence": 0.95,
+            "groups": [{"by": "class", "group": group, "members": 140, "found": 0.0643, "low": 0.0298, "high": 0.1185}],
+            "suppressed": 2,
+        },
+        "way": "stacked by 16: 3.2 times as quick as one by one",
+        "seconds": 61.5,
+        "cpu_seconds": 60.1,
+    }
+
+
+def with_references(folder: RunFolder, found: Any) -> RunFolder:
+    write_json(folder.internal_audit, read_json(folder.internal_audit) | {"references": found})
+    return folder
+
+
+def test_the_page_says_what_references_found(make_run: MakeRun) -> None:
+    page = write_report(with_references(make_run(private=False), references()), "internal").read_text()
+    for words in ("1,797 units", "4.4", "16 models", "sneaker", "6.4", "2 groups of fewer than 20", "band of"):
+        assert words in page, words
+
+
+def test_plain_text_says_what_references_found(make_run: MakeRun) -> None:
+    folder = with_references(make_run(private=False), references())
+    text = render_text(read_record(folder, "internal"))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    whole = " ".join(text.split())
+    for words in ("1,797 units", "rmia, 1 % FPR", "4.4 % [4.0 %,", "over 16 models", "class sneaker", "of 140"):
+        assert words in whole, words
+    assert "All 12 intervals hold together with 95 % confidence" in whole
+    assert "reference models" not in render_text(read_record(folder, "public"))
+
+
+def test_the_six_lines_name_references_and_what_is_found(make_run: MakeRun) -> None:
+    folder = with_references(make_run(), references())
+    line = dict(six_lines(folder, "internal"))["attack"]
+    assert "16 references" in line and "of members at" in line
+    assert "references" not in dict(six_lines(folder, "public"))["attack"]
+
+
+def test_a_refused_rate_is_said(make_run: MakeRun) -> None:
+    found = references() | {"exposed": {"fpr": 0.001, "refused": "needs at least 1000 non-members; 360 given"}}
+    page = write_report(with_references(make_run(), found), "internal").read_text()
+    assert "Not shown: needs at least 1000 non-members; 360 given." in page
+
+
+def test_nothing_of_it_is_public(make_run: MakeRun) -> None:
+    page = write_report(with_references(make_run(), references("canary-word")), "public").read_text()
+    assert "canary-word" not in page
+    assert "Reference models" not in page
+
+
+@pytest.mark.parametrize("found", [None, [], "text", {"count": "x"}, {"between_models": 3, "exposed": [1]}])
+def test_a_damaged_part_does_not_stop_the_page(make_run: MakeRun, found: Any) -> None:
+    assert "What an attack found" in write_report(with_references(make_run(), found), "internal").read_text()
+
+
+def test_names_from_the_run_are_escaped(make_run: MakeRun) -> None:
+    page = write_report(with_references(make_run(), references(HOSTILE)), "internal").read_text()
+    assert HOSTILE not in page
+    assert "&lt;script&gt;" in page
