@@ -46,14 +46,17 @@ class Profile:
         event: in the closed schema of ``accounting``.
         adjacency: ``zero_out`` or ``add_remove``.
         interval: discretisation of the privacy loss; None for Renyi DP alone.
+        reserve: what is added to every delta for the rounding of Fourier transforms, in ``ARITHMETIC`` a step. The
+            guarantee needs 1; other values tell what another machine's rounding may have made of the same profile.
 
     Raises:
         ConfigError: the event cannot be priced.
     """
 
-    def __init__(self, event: Event, adjacency: str, interval: float | None) -> None:
+    def __init__(self, event: Event, adjacency: str, interval: float | None, reserve: float = 1.0) -> None:
         self.event, self.adjacency, self.interval = event, adjacency, interval
         self.count, self._step = steps_of(event)
+        self._reserve = reserve * accounting.ARITHMETIC * self.count
 
     @cached_property
     def _divergences(self) -> list[tuple[float, float]]:
@@ -93,7 +96,7 @@ class Profile:
             return 0.0
         if self._losses is None:
             return self.renyi_epsilon(delta)
-        return max(0.0, float(self._losses.get_epsilon_for_delta(delta - accounting.ARITHMETIC * self.count)))
+        return max(0.0, float(self._losses.get_epsilon_for_delta(delta - self._reserve)))
 
     def ideal_deltas(self, epsilons: Sequence[float]) -> list[float]:
         """Delta at each epsilon if the noise were ideal."""
@@ -103,8 +106,7 @@ class Profile:
         if self._losses is None:
             return renyi
         ways = [_hockey_sticks(pmf, epsilons) for pmf in {self._losses._pmf_remove, self._losses._pmf_add}]
-        reserve = accounting.ARITHMETIC * self.count
-        return [min(1.0, r, max(0.0, *d) + reserve) for r, *d in zip(renyi, *ways, strict=True)]
+        return [min(1.0, r, max(0.0, *d) + self._reserve) for r, *d in zip(renyi, *ways, strict=True)]
 
     def deltas(self, epsilons: Sequence[float]) -> list[float]:
         """Delta at each epsilon, with the noise as it is drawn."""

@@ -136,6 +136,18 @@ def test_a_trusted_signer_who_changes_one_field_is_caught_by_recomputation(
         assert not verdict.holds, (place, change)
 
 
+def test_a_group_price_may_differ_by_the_rounding_of_another_processor(
+    true_statement: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two gave 20.975 and 21.034 for five units; a hundredth lower is a lie, a tenth higher another mechanism."""
+    place = ("guarantee", "groups", "epsilon", 2, "epsilon")
+    (stated_there,) = [value for at, value in leaves(true_statement) if at == place]
+    for factor, holds in ((0.99, False), (0.9975, True), (1.0, True), (1.003, True), (1.1, False)):
+        changed = signed(put(true_statement, place, stated_there * factor))
+        verdict = verified(written(tmp_path, changed))
+        assert verdict.holds == holds, (factor, verdict.problems)
+
+
 @pytest.mark.slow
 def test_every_way_of_changing_one_field_is_caught_by_recomputation(tmp_path: Path) -> None:
     """The same in every direction, for a whole run, one that stopped early, and one by user with fast noise.
