@@ -7,6 +7,8 @@ odd ones are half of it and must be left alone.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ from dptrain.data.batches import PhysicalBatch
 
 LOUD, QUIET = 20.0, 0.5
 """Norms of the dummies' gradients, in clipping norms: even dummies, odd ones."""
+DEVIATIONS = 8
+"""Beyond the expected number of drawn dummies that a physical batch of them has room for."""
 
 
 class Dummies:
@@ -24,6 +28,7 @@ class Dummies:
         clipping_norm: C.
         dtype: of the trained parameters.
         device: of the trained parameters.
+        rate: q, with which a dummy is drawn; it sets how many rows a physical batch of dummies has.
 
     Attributes:
         module: what an engine is built on beside the trained model; its one parameter is the block of sentinels. They
@@ -32,7 +37,9 @@ class Dummies:
         contribution: (k,) float64: what it must add to a clipped sum on its own sentinel.
     """
 
-    def __init__(self, count: int, clipping_norm: float, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self, count: int, clipping_norm: float, dtype: torch.dtype, device: torch.device | str, rate: float = 1.0
+    ) -> None:
         even = torch.arange(count) % 2 == 0
         # A quiet dummy's gradient is a number that bfloat16 has, so that autocast does not change it.
         quiet = torch.tensor(QUIET * clipping_norm).to(torch.bfloat16).double()
@@ -44,15 +51,24 @@ class Dummies:
         self._rows = torch.diag(self.size).to(device, dtype)
         self._targets = torch.zeros(count, device=device, dtype=dtype)
         self._unit = torch.arange(count, device=device)
+        self._room = min(count, math.ceil(count * rate + DEVIATIONS * math.sqrt(count * rate) + DEVIATIONS))
 
     def batch(self, drawn: Tensor) -> PhysicalBatch:
-        """All dummies in one physical batch; those not drawn are padding, so that its shape says nothing.
+        """The drawn dummies in one physical batch of a size that q sets, filled up with others of weight zero.
+
+        An engine that forgets the weight of padding is so found out. More dummies than there is room for (never, by
+        chance) make a batch of all k: which dummies were drawn is public, shape and time may depend on it.
 
         Args:
             drawn: (k,) bool: which dummies are in the draw.
         """
-        weight = drawn.to(self._rows.device, torch.float32)
-        return PhysicalBatch(self._rows, self._targets, self._unit, weight)
+        first = torch.argsort(drawn, descending=True, stable=True)
+        if int(drawn.sum()) <= self._room:
+            first = first[: self._room]
+        rows = len(first)
+        weight = drawn[first].to(self._rows.device, torch.float32)
+        inputs = self._rows[first.to(self._rows.device)]
+        return PhysicalBatch(inputs, self._targets[:rows], self._unit[:rows], weight)
 
     @property
     def block(self) -> nn.Parameter:

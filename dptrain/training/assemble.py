@@ -129,7 +129,8 @@ def build_selfcheck(
     assert plan.mechanism is not None
     settings, mechanism = config.selfcheck, plan.mechanism
     parameter = next(iter(trainable(module).values()))
-    dummies = Dummies(settings.sentinels, mechanism.clipping_norm, parameter.dtype, parameter.device)
+    norm, rate = mechanism.clipping_norm, plan.sampling_rate
+    dummies = Dummies(settings.sentinels, norm, parameter.dtype, parameter.device, rate)
     effect = dummies.contribution.numpy() / mechanism.noise_std
     recomputation = Recomputation(
         module=module,
@@ -145,7 +146,7 @@ def build_selfcheck(
     return SelfCheck(
         dummies=dummies,
         engine=build_engine(config, dummies.module, dummy_loss, rule),
-        checker=Checker(effect, plan.sampling_rate, plan.steps, settings.alpha),
+        checker=Checker(effect, rate, plan.steps, settings.alpha),
         num_units=num_units,
         to_noise=plan.expected_batch_size / mechanism.noise_std,
         recomputation=recomputation if settings.recompute_units else None,
