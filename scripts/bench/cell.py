@@ -212,7 +212,7 @@ def run_cell(order: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     torch.set_num_threads(order["threads"])
     sigma = 0.0 if order["noise"] == "none" else 1.0
-    settings = Settings(order["noise"], 1.0, order["unit_rows"], sigma, order["memory_limit"])
+    settings = Settings(order["noise"], 1.0, order["unit_rows"], sigma, order["memory_limit"], order["parts"])
     try:
         workload = workload_named(order["workload"])
         if order["what"] == "time":

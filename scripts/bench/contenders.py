@@ -33,6 +33,7 @@ class Settings:
         unit_rows: consecutive rows that are one unit together; dptrain's engines only.
         sigma: noise multiplier of the peers.
         memory_limit: MiB that dptrain's engines may hold for the sum; negative: no limit.
+        parts: physical batches that dptrain takes a step's rows in, as many whole units in each.
     """
 
     noise: str = "fast"
@@ -40,6 +41,7 @@ class Settings:
     unit_rows: int = 1
     sigma: float = 1.0
     memory_limit: int = -1
+    parts: int = 1
 
 
 class Contender(Protocol):

@@ -90,13 +90,15 @@ class DptrainEngine:
             name, self.model, row_loss, ClippingRule(settings.clip, grid), EngineSettings(memory_limit=limit)
         )
         unit = torch.arange(rows) // per_unit
-        self._batch = PhysicalBatch(inputs, targets, unit, 1.0 / torch.bincount(unit)[unit].float())
+        size = -(-rows // (settings.parts * per_unit)) * per_unit
+        pieces = zip(inputs.split(size), targets.split(size), unit.split(size), strict=True)
+        self._batches = [_batch(x, y, of - of[0]) for x, y, of in pieces]
         optimizer = workload.optimizer(self.model)
         self.trainer = Trainer(
             module=self.model,
             plan=plan,
             draw=lambda step: unit,
-            batches=lambda draw: iter([self._batch]),
+            batches=lambda draw: iter(self._batches),
             engine=self.engine,
             noise=self._noise(settings, plan),
             compiled=worth_compiling(self._count * plan.steps),
@@ -117,11 +119,16 @@ class DptrainEngine:
     def clipped_sum(self) -> dict[str, Tensor]:
         """See ``Contender``; float64."""
         total = torch.zeros(self._count, dtype=torch.float64)
-        self.engine.add_clipped_sum(self._batch, total)
+        for batch in self._batches:
+            self.engine.add_clipped_sum(batch, total)
         total *= self._grid or 1.0
         sizes = [p.numel() for p in self._parameters.values()]
         parts = zip(self._parameters.items(), total.split(sizes), strict=True)
         return {name: part.view_as(p) for (name, p), part in parts}
+
+
+def _batch(inputs: Tensor, targets: Tensor, unit: Tensor) -> PhysicalBatch:
+    return PhysicalBatch(inputs, targets, unit, 1.0 / torch.bincount(unit)[unit].float())
 
 
 def build(name: str, workload: Workload, settings: Settings, inputs: Tensor, targets: Tensor) -> DptrainEngine:
