@@ -6,7 +6,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/env"
 "$folder/env/bin/python" -m pip install -qq "torch==${TORCH:-2.13.0}"
-"$folder/env/bin/python" -m pip install -qq -e '.[dev]'
+"$folder/env/bin/python" -m pip install -qq -e '.[dev,onnx]' onnxruntime
 {
     echo "# Pins of a clean environment; made by scripts/refresh_constraints.sh."
     echo "# torch has no local suffix, so that pip takes a CPU build where one lies and the CUDA build elsewhere."

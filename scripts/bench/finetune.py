@@ -64,6 +64,7 @@ FINETUNE = {
         256 if train == "probe" else 8,
         features if train == "probe" else padded,
         adam=True,
+        origin=("word_embeddings", "position_embeddings", "token_type_embeddings") if train == "full" else (),
     )
     for train in ("full", "lora", "bitfit", "last_k", "head", "probe")
 }
