@@ -26,7 +26,7 @@ def run(config: ConformConfig) -> dict[str, Any]:
         ClaimRejected: a check failed.
         ConfigError: what a training run would refuse before its first row.
     """
-    from dptrain.training.conform import conform, line, open_conform
+    from dptrain.conformance.kit import conform, line, open_conform
 
     found: list[dict[str, Any]] = []
     for result in conform(open_conform(config), config):

@@ -24,12 +24,12 @@ from mutants import BASE, Rows, spelled
 from torch import Tensor, nn
 
 from dptrain.compose import compose
+from dptrain.conformance.kit import chance_checks, exact_checks, open_conform, run_checks
+from dptrain.conformance.stand import Stand, build_stand
+from dptrain.conformance.steps import selfchecked_run
 from dptrain.data.source import Source, SourceInfo, Splits
 from dptrain.errors import ConfigError, one_line
 from dptrain.registry import models, sources
-from dptrain.training.conform import chance_checks, exact_checks, open_conform, run_checks
-from dptrain.training.conform_stand import Stand, build_stand
-from dptrain.training.conform_steps import selfchecked_run
 
 ENGINES = ("bookkeeping", "vmap", "opacus_hooks", "opacus_ghost", "loop")
 DTYPES = ("float32", "bfloat16", "float64")

@@ -31,8 +31,8 @@ from typing import Any
 import torch
 
 from dptrain.compose import compose
+from dptrain.conformance.kit import conform, open_conform
 from dptrain.errors import DptrainError, one_line
-from dptrain.training.conform import conform, open_conform
 
 Mutant = tuple[str, str, Callable[[Callable[[Any, str, Any], None]], None], tuple[str, ...]]
 

@@ -17,6 +17,7 @@ FLOOR = {
     "face": 6,
     "mlflow_loader": 6,
     "teach": 6,
+    "conformance": 6,
     "training": 5,
     "audit": 5,
     "gradients": 4,

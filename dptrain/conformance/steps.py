@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dptrain.conformance.recorder import Watched, watch
+from dptrain.conformance.stand import RATE, Result, Stand
 from dptrain.errors import ClaimRejected
-from dptrain.training.conform_recorder import Watched, watch
-from dptrain.training.conform_stand import RATE, Result, Stand
 
 SMALL = 8
 """Rows of a physical batch, so that draws need several."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from dptrain.conformance.stand import Result, Stand
 from dptrain.data.source import Rows
-from dptrain.training.conform_stand import Result, Stand
 
 ALPHA = 1e-7
 """False-alarm rate of each check, two-sided."""

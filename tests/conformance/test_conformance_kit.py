@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dptrain.cli import run
+from dptrain.conformance import draws, places
+from dptrain.conformance.laws import _dispersion, _freshness, _overlap
 from dptrain.gradients.bookkeeping import engine
-from dptrain.training import conform_draws, conform_places
-from dptrain.training.conform_laws import _dispersion, _freshness, _overlap
 
 SMALL = [
     "model.options.hidden=[16]",
@@ -63,8 +63,8 @@ def test_shipped_engines_conform(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conform_places, "SAMPLES", 1 << 16)
-    monkeypatch.setattr(conform_draws, "DRAWS", 10)
+    monkeypatch.setattr(places, "SAMPLES", 1 << 16)
+    monkeypatch.setattr(draws, "DRAWS", 10)
     name = f"locked_for_{'_'.join(words)}".replace(".", "_").replace("=", "_")  # a name of a registry is taken for good
     Path("mine.py").write_text(LOCKED.replace("locked_for_conform", name))
     own = ["imports=[mine]", "data=own", f"data.name={name}", "model=mlp"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dptrain.config_conform import ConformConfig
-from dptrain.training import conform_draws, conform_engine, conform_fine, conform_laws, conform_places, conform_steps
-from dptrain.training.conform_ranks import two_ranks
-from dptrain.training.conform_reference import rough_gradients
-from dptrain.training.conform_stand import Result, Stand, build_stand
+from dptrain.conformance import draws, engine, fine, laws, places, steps
+from dptrain.conformance.ranks import two_ranks
+from dptrain.conformance.reference import rough_gradients
+from dptrain.conformance.stand import Result, Stand, build_stand
 from dptrain.training.made_up import prepare_without_rows
 from dptrain.training.setup import Setup
 
@@ -29,7 +29,7 @@ def conform(setup: Setup, config: ConformConfig) -> Iterator[Result]:
         ConfigError: the engine declines the model.
     """
     if config.conform.subject == "opacus":
-        from dptrain.training.conform_opacus import opacus_checks
+        from dptrain.conformance.opacus import opacus_checks
 
         yield from opacus_checks(build_stand(setup, config), config)
         return
@@ -45,31 +45,31 @@ def run_checks(stand: Stand, config: ConformConfig) -> Iterator[Result]:
 
 def exact_checks(stand: Stand) -> Iterator[Result]:
     """Those that chance has no part in."""
-    yield conform_engine.norms(stand)
+    yield engine.norms(stand)
     yield rough_gradients(stand)
-    yield from conform_engine.clipped_sums(stand)
-    yield conform_engine.contributions(stand)
-    yield conform_fine.just_above(stand)
-    yield conform_engine.neighbours(stand)
-    yield conform_engine.bad_rows(stand)
-    yield conform_engine.layouts(stand)
-    yield conform_engine.large_batch(stand)
-    yield conform_engine.model_left_alone(stand)
-    yield conform_engine.on_grid(stand)
-    yield from conform_steps.recorded_steps(stand)
-    yield conform_fine.slack_paid(stand)
+    yield from engine.clipped_sums(stand)
+    yield engine.contributions(stand)
+    yield fine.just_above(stand)
+    yield engine.neighbours(stand)
+    yield engine.bad_rows(stand)
+    yield engine.layouts(stand)
+    yield engine.large_batch(stand)
+    yield engine.model_left_alone(stand)
+    yield engine.on_grid(stand)
+    yield from steps.recorded_steps(stand)
+    yield fine.slack_paid(stand)
 
 
 def chance_checks(stand: Stand, config: ConformConfig) -> Iterator[Result]:
     """Those of noise, key stream and draws, whose false alarms have a rate."""
-    yield from conform_laws.noise_law(stand, config.conform.noise_samples)
-    yield conform_fine.addresses()
-    yield from conform_fine.fine_law(stand, 1_000_000)
-    yield from conform_places.noise_places(stand)
-    yield conform_places.rounding_law(stand)
-    yield from conform_laws.sampling_law(stand, config.conform.draws)
-    yield from conform_draws.draws_law(stand)
-    yield conform_steps.selfchecked_run(stand, config.conform.selfcheck_steps)
+    yield from laws.noise_law(stand, config.conform.noise_samples)
+    yield fine.addresses()
+    yield from fine.fine_law(stand, 1_000_000)
+    yield from places.noise_places(stand)
+    yield places.rounding_law(stand)
+    yield from laws.sampling_law(stand, config.conform.draws)
+    yield from draws.draws_law(stand)
+    yield steps.selfchecked_run(stand, config.conform.selfcheck_steps)
 
 
 def line(result: Result) -> str:

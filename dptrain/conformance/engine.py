@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dptrain.conformance.reference import UNCLIPPED, added, exact, gradients, only
+from dptrain.conformance.stand import Result, Stand
 from dptrain.data.batches import PhysicalBatch, UnitIndex, physical_batches
 from dptrain.gradients.draw_sum import DrawSum
 from dptrain.gradients.protocol import trainable
 from dptrain.privacy.grid import grid_step
-from dptrain.training.conform_reference import UNCLIPPED, added, exact, gradients, only
-from dptrain.training.conform_stand import Result, Stand
 
 HAZARDS = (1e30, float("inf"), float("nan"))
 """What the numbers of a bad unit are multiplied by, or become."""

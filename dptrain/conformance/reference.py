@@ -16,10 +16,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from dptrain.conformance.stand import Result, Stand
 from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.protocol import Engine, UnitStats
 from dptrain.gradients.recompute import Recomputed, clipped, unit_gradients
-from dptrain.training.conform_stand import Result, Stand
 
 UNCLIPPED = 2.0**60
 """A clipping norm above every gradient."""

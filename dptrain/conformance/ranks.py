@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dptrain.conformance.recorder import Watched, watch
+from dptrain.conformance.stand import Result, Stand
+from dptrain.conformance.steps import SMALL
 from dptrain.data.source import Rows
-from dptrain.training.conform_recorder import Watched, watch
-from dptrain.training.conform_stand import Result, Stand
-from dptrain.training.conform_steps import SMALL
 
 WORLD, STEPS, SECONDS = 2, 3, 60
 

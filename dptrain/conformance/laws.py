@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from dptrain.conformance.recorder import watch
+from dptrain.conformance.stand import Result, Stand
 from dptrain.gradients.protocol import trainable
-from dptrain.training.conform_recorder import watch
-from dptrain.training.conform_stand import Result, Stand
 
 ALPHA = 1e-7
 """False-alarm rate of each test, two-sided; a sound subject fails one of them about once in a million runs."""

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from dptrain.conformance.reference import added, gradients, only
+from dptrain.conformance.stand import Result, Stand
 from dptrain.keystream import Keystream, Purpose
-from dptrain.training.conform_reference import added, gradients, only
-from dptrain.training.conform_stand import Result, Stand
 
 EXCESS = (1.003, 1.01, 1.03, 1.1)
 """Norms of a unit over C, where a tolerance of the clipping would show."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dptrain.conformance.reference import exact
+from dptrain.conformance.stand import Stand
 from dptrain.data.batches import PhysicalBatch
 from dptrain.noise.protocol import Noise
-from dptrain.training.conform_reference import exact
-from dptrain.training.conform_stand import Stand
 from dptrain.training.loop import Trainer
 
 
@@ -26,7 +26,7 @@ class Watched:
 
     draw: Tensor
     exact: Tensor
-    """(D,) float64: the draw's clipped sum by recomputation (``conform_reference``), each of its units once."""
+    """(D,) float64: the draw's clipped sum by recomputation (``reference``), each of its units once."""
     begins_at: Tensor
     """(D,) parameters when it was drawn."""
     fixed: Tensor

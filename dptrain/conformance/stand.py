@@ -29,7 +29,7 @@ LARGEST_UNIT, MOST_ROWS = 3, 8
 LARGE = 4
 """The unit of huge numbers."""
 NORM_TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-5, "float64": 1e-9}
-"""What an engine's norm may be below the true one, relative (``conform_reference`` says which that is)."""
+"""What an engine's norm may be below the true one, relative (``reference`` says which that is)."""
 OWN_TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-6, "float64": 1e-9}
 """What it may be below that of the very values that the engine adds, relative."""
 UNIT_TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-4, "float64": 1e-7}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dptrain.config_conform import ConformConfig
+from dptrain.conformance.stand import RATE, Result, Stand
 from dptrain.gradients.opacus_pipeline import OpacusRun, OpacusStep
 from dptrain.gradients.protocol import trainable
 from dptrain.gradients.recompute import recompute
-from dptrain.training.conform_stand import RATE, Result, Stand
 
 TOLERANCE = 1e-3
 """Of a replayed sum, a unit, over C: Opacus adds 1e-6 to norms and sums in float32."""
