@@ -1,17 +1,23 @@
 """What the self-check costs: the tanh CNN, Fashion-MNIST's shape, 60,000 units, expected batch 2,048, secure noise.
 
-    python scripts/bench_selfcheck.py pairs [pairs=320] [physical=256]    the run with and without it, a step of each
-                                                                          by turns in one process
-    python scripts/bench_selfcheck.py parts [steps=66]                    seconds within the self-check's own calls
+    python scripts/bench_selfcheck.py pairs [rounds=8] [pairs=40] [physical=256] [same=0]
+                                            the run with and without it, a step of each by turns in one process
+    python scripts/bench_selfcheck.py parts [steps=66] [physical=256]
+                                            seconds within the self-check's own calls
 
-Prints Markdown. ``pairs``: the two runs are given the same draws (so that a step of one has the rows of the other's)
-but pay for their own; which goes first alternates; CPU time of the whole process, all of its threads. Steps on which
-units are recomputed, one in 64, are few and dear: their surplus is measured by itself and counted as often as it comes
-in a run. Of the others, the mean difference of all pairs but the outermost tenth on each side.
+Prints Markdown. ``pairs``: the two runs share the rows and are given the same draws (so that a step of one has the rows
+of the other's) but pay for their own; which goes first alternates; CPU time of the whole process, all of its threads.
+The engine's choice of a way per layer, made by timings on the first step, is that of one run for both: two choices can
+lie 10 % of a step apart. Where two runs lie in memory alone moves one against the other by half a percent for as long
+as they live: so every round builds both anew, and the interval is Student's t over rounds. ``same=1`` turns the
+self-check off in both: what is left is the error of the method. Steps on which units are recomputed, one in 64, are few
+and dear: their surplus is measured by itself and counted as often as it comes in a run. Of the others, the mean
+difference of a round's pairs but the outermost tenth on each side.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 import threading
@@ -21,6 +27,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import torch
 from selfcheck_runs import plan_of, private
 from torch import Tensor
@@ -36,27 +43,32 @@ from dptrain.training.losses import cross_entropy
 from dptrain.training.selfcheck_recompute import STRETCH
 
 UNITS, BATCH = 60_000, 2048
+SHAPE = (1, 28, 28)
 TRIMMED = 0.1
 """Share of the differences left out at each end: steps that the machine disturbed."""
+
+
+@functools.cache
+def pictures() -> Rows:
+    """60,000 random pictures, the same for all runs."""
+    generator = torch.Generator().manual_seed(1)
+    return Rows(torch.rand(UNITS, *SHAPE, generator=generator), torch.arange(UNITS) % 10)
 
 
 def cnn(enabled: bool, steps: int, physical: int) -> Trainer:
     """The 26,010-parameter tanh network on random pictures."""
     torch.manual_seed(0)
-    shape = (1, 28, 28)
     spec = ModelSpec(
         name="tanh_cnn",
         options={},
         features="none",
         replace_batchnorm=False,
-        raw_shape=shape,
-        input_shape=shape,
+        raw_shape=SHAPE,
+        input_shape=SHAPE,
         num_outputs=10,
         task="multiclass",
         class_names=tuple(str(number) for number in range(10)),
     )
-    generator = torch.Generator().manual_seed(1)
-    rows = Rows(torch.rand(UNITS, *shape, generator=generator), torch.arange(UNITS) % 10)
     config = TrainConfig(
         model=ModelConfig(name="tanh_cnn"),
         privacy=private(BATCH, steps, clipping_norm=0.1),
@@ -64,23 +76,29 @@ def cnn(enabled: bool, steps: int, physical: int) -> Trainer:
         selfcheck=SelfCheckConfig(enabled=enabled),
     )
     plan = plan_of(UNITS, BATCH, steps, clipping_norm=0.1)
-    return build_trainer(config, plan, build_model(spec), rows, cross_entropy, Keystream())
+    return build_trainer(config, plan, build_model(spec), pictures(), cross_entropy, Keystream())
 
 
 class Turns:
     """Two runs in two threads, of which one goes at a time, a step each."""
 
-    def __init__(self, steps: int, physical: int) -> None:
+    def __init__(self, steps: int, physical: int, same: bool, built_first: bool) -> None:
         self.steps, self.physical = steps, physical
+        self.enabled = {True: not same, False: False}
+        self.built_first = built_first
         self.spent: dict[bool, list[float]] = {True: [], False: []}
         self.recomputed: set[int] = set()
         self._gates = {True: threading.Semaphore(0), False: threading.Semaphore(0)}
         self._ready = threading.Semaphore(0)
         self._draws: dict[int, Tensor] = {}
+        self._choosers: dict[str, Any] = {}
 
     def run(self) -> None:
         """Steps 0, 1, ... of both; the run with the self-check goes first at even ones."""
-        threads = [threading.Thread(target=self._race, args=(on,), daemon=True) for on in (True, False)]
+        threads = [
+            threading.Thread(target=self._race, args=(on,), daemon=True)
+            for on in (self.built_first, not self.built_first)
+        ]
         for thread in threads:
             thread.start()
             self._ready.acquire()
@@ -90,12 +108,13 @@ class Turns:
                 self._gates[on].release()
                 self._ready.acquire()
                 self.spent[on].append(time.process_time() - before)
-            if step and step % 64 == 0:
-                print(f"{step} pairs", file=sys.stderr, flush=True)
+        for on, thread in zip((self.built_first, not self.built_first), threads, strict=True):
+            self._gates[on].release()
+            thread.join()
 
     def _race(self, on: bool) -> None:
         torch.set_num_threads(1)  # of this thread
-        trainer = cnn(on, self.steps, self.physical)
+        trainer = cnn(self.enabled[on], self.steps, self.physical)
         if trainer.selfcheck is not None:
             trainer.selfcheck.checker.alpha = 0.0  # looks cost the same, and a false alarm does not end the measurement
         own = trainer.draw
@@ -112,6 +131,9 @@ class Turns:
 
         def note(done: int, *_: object) -> None:
             check = trainer.selfcheck
+            if done == 1:
+                engine: Any = trainer.engine
+                engine.chooser = self._choosers.setdefault("of both", engine.chooser)
             if check is not None and check.recomputation is not None and check.recomputation._is_now:
                 self.recomputed.add(done - 1)
             self._ready.release()
@@ -123,33 +145,38 @@ class Turns:
         self._ready.release()
 
 
-def pairs(count: int, physical: int) -> None:
+def pairs(rounds: int, count: int, physical: int, same: bool) -> None:
     """The paired runs."""
-    turns = Turns(count + 2, physical)
-    turns.run()
-    on, off = np.array(turns.spent[True]), np.array(turns.spent[False])
-    kept = np.arange(len(on)) >= 2  # the first steps choose how to compute, and look more often than later ones
-    dear = np.isin(np.arange(len(on)), sorted(turns.recomputed))
-    plain = float(np.median(off[kept]))
-    usual = (on - off)[kept & ~dear]
-    recomputed = (on - off)[kept & dear]
-    surplus = float(np.median(recomputed)) - float(np.median(usual)) if len(recomputed) else 0.0
-    random = np.random.default_rng(0)
-    means = [_trimmed(random.choice(usual, len(usual))) for _ in range(4000)]
-    mean, (low, high) = _trimmed(usual), np.quantile(means, [0.025, 0.975])
-    share = surplus / STRETCH
+    usual: list[float] = []  # of a round
+    recomputed: list[np.ndarray] = []
+    ordinary: list[np.ndarray] = []
+    plain: list[float] = []
+    for number in range(rounds):
+        turns = Turns(count + 2, physical, same, built_first=number % 2 == 0)
+        turns.run()
+        on, off = (
+            np.array(turns.spent[True])[2:],
+            np.array(turns.spent[False])[2:],
+        )  # steps 1 and 2 choose and look more
+        dear = np.isin(np.arange(2, count + 2), sorted(turns.recomputed))
+        plain.append(float(np.median(off)))
+        usual.append(_trimmed((on - off)[~dear]))
+        ordinary.append((on - off)[~dear])
+        recomputed.append((on - off)[dear])
+        print(f"round {number + 1}: {usual[-1] / plain[-1]:+.2%}", file=sys.stderr, flush=True)
+    step, seen = float(np.median(plain)), np.concatenate(recomputed)
+    surplus = float(np.median(seen) - np.median(np.concatenate(ordinary))) if len(seen) else 0.0
+    share, mean = surplus / STRETCH, float(np.mean(usual))
+    half = float(scipy.stats.t.ppf(0.975, rounds - 1) * scipy.stats.sem(usual))
     print("| | ms a step | of the step without |\n|---|---|---|")
-    print(f"| step without (median of {int(kept.sum())}) | {1e3 * plain:.1f} | |")
-    print(
-        f"| more with it, steps without recomputation ({len(usual)} pairs) | {1e3 * mean:.2f} | {mean / plain:+.2%} |"
-    )
-    print(f"| recomputation, one step in {STRETCH} ({len(recomputed)}: {1e3 * surplus:.0f} ms each)", end=" ")
-    print(f"| {1e3 * share:.2f} | {share / plain:+.2%} |")
-    total = f"{(mean + share) / plain:+.2%} [{(low + share) / plain:+.2%}, {(high + share) / plain:+.2%}]"
-    print(f"| **all of it** (95 % bootstrap interval) | **{1e3 * (mean + share):.2f}** | **{total}** |")
-    spread = float(np.std(usual)) / plain
-    print(f"\nA pair's difference has a deviation of {spread:.1%} of a step; the raw mean of all pairs,", end=" ")
-    print(f"disturbed ones too, is {float((on - off)[kept].mean()) / plain:+.2%}. Steps 1 and 2 are left out.")
+    print(f"| step without (median of {rounds} rounds of {count}) | {1e3 * step:.1f} | |")
+    print(f"| more with it, steps without recomputation | {1e3 * mean:.2f} | {mean / step:+.2%} |")
+    print(f"| recomputation, one step in {STRETCH} ({len(seen)}: {1e3 * surplus:.0f} ms each)", end=" ")
+    print(f"| {1e3 * share:.2f} | {share / step:+.2%} |")
+    whole = mean + share
+    total = [f"{value / step:+.2%}" for value in (whole, whole - half, whole + half)]
+    print(f"| **all of it** (95 %, t over rounds) | **{1e3 * whole:.2f}** | **{total[0]} [{total[1]}, {total[2]}]** |")
+    print("\nEach round:", ", ".join(f"{one / step:+.2%}" for one in usual))
 
 
 def _trimmed(values: np.ndarray) -> float:
@@ -204,4 +231,4 @@ if __name__ == "__main__":
     if what == "parts":
         parts(options.get("steps", 66), size)
     else:
-        pairs(options.get("pairs", 320), size)
+        pairs(options.get("rounds", 8), options.get("pairs", 40), size, bool(options.get("same", 0)))
