@@ -13,6 +13,7 @@ from dptrain.config_privacy import PrivacyConfig
 from dptrain.privacy.plan import Plan, compile_plan
 from dptrain.privacy.seal import sign_statement
 from dptrain.privacy.statement import RunFacts, make_statement
+from dptrain.privacy.verdict import Verdict
 from dptrain.signing import Signer, load_signer
 
 DATA = {"name": "ward", "licence": "not stated", "public_size": 1000, "public_split": "test rows", "is_public": False}
@@ -90,3 +91,13 @@ def changes(value: Any) -> list[Any]:
     if isinstance(value, float):
         return [value * 0.9 - (0.05 if value == 0 else 0), value * 1.1 + (0.05 if value == 0 else 0)]
     return ["something", 1.0] if value is None else [f"{value} ", value[:-1], ""]
+
+
+RECORDS = ("identity", "artifact", "dataset", "audit", "utility", "pretraining", "environment", "governance")
+"""Blocks on record: no number of the promise rests on them, save the declared size and the data set's name."""
+
+
+def status(verdict: Verdict, name: str) -> str:
+    """How one line of a verdict ended."""
+    [line] = [line for line in verdict.lines if line.name == name]
+    return line.status

@@ -1,15 +1,27 @@
-"""Runs that go on: bit-identical at a step boundary, never a step more than planned, drift refused before spending."""
+"""Runs that go on: bit-identical at a step boundary, never a step more than planned, a count that only grows."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from resumed_run import (
+    COUNTED,
+    KEY,
+    KINDS,
+    STEPS,
+    Killed,
+    entries,
+    go,
+    killed,
+    last_error,
+    room,
+    stopped,
+    witness,
+)
 
 from dptrain.checkpoint import resume_state
 from dptrain.checkpoint.bundle import load_bundle
@@ -17,145 +29,19 @@ from dptrain.checkpoint.resume_state import read_newest
 from dptrain.checkpoint.sealing_key import key_ring
 from dptrain.cli import recipe, run
 from dptrain.compose import compose
-from dptrain.config_data import DataConfig
 from dptrain.data.sampler import PoissonSampler
-from dptrain.data.source import Rows, Source, SourceInfo, Splits
 from dptrain.keystream import Keystream
 from dptrain.privacy.ledger import open_ledger
-from dptrain.privacy.plan import Plan
 from dptrain.privacy.verify import verified
-from dptrain.registry import sources
 from dptrain.run_folder import read_json
-from dptrain.training import drift, loop, release, resume, stages
+from dptrain.training import loop, release, stages
 from dptrain.training.budget import Budget
 from dptrain.training.loop import Trainer
-
-STEPS = 9
-KEY = bytes(range(32))
-SHIFT = 0
-"""Added to the made-up inputs: another value makes other rows."""
-
-
-@sources.register("resumed_people")
-def people(config: DataConfig, seed: int) -> Source:
-    def load() -> Splits:
-        x = torch.randn(120, 4, generator=torch.Generator().manual_seed(1)) + SHIFT
-        y = (x[:, 0] > SHIFT).long()
-        return Splits(train=Rows(x[:80], y[:80]), public=Rows(x[80:], y[80:]))
-
-    return Source(SourceInfo(name="people", task="binary", input_shape=(4,), num_classes=2, public_size=80), load)
-
-
-COMMON = [
-    "data=own",
-    "data.name=resumed_people",
-    "model=linear",
-    "privacy.epsilon=null",
-    "privacy.noise_multiplier=3",
-    "privacy.epochs=null",
-    f"privacy.steps={STEPS}",
-    "privacy.expected_batch_size=20",
-    "optimizer=adam",
-    "optimizer.schedule=cosine",
-    "tracking=none",
-    "run.dir=r",
-    "ledger.lease_steps=2",
-    "checkpoint.every=1e-9",
-]
-COUNTED = ["train", *COMMON, "run.purpose=final", "ledger.epsilon_limit=20"]
-FREE = ["train", *COMMON, "data.all_public=true"]
-KINDS = pytest.mark.parametrize("command", [COUNTED, FREE], ids=["ledger", "journal"])
-
-
-class Killed(BaseException):
-    """The process dies here: nothing after it runs, as far as a test can have that."""
-
-
-_PRICED: dict[str, Any] = {}
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of its own; and prices for show, the same for every run here, are computed once."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("epsilon_at", "odometer"):
-        honest = getattr(Plan, name)
-
-        def once(*arguments: Any, honest: Any = honest) -> Any:
-            key = f"{honest.__name__} {arguments!r}"
-            if key not in _PRICED:
-                _PRICED[key] = honest(*arguments)
-            return list(_PRICED[key])
-
-        monkeypatch.setattr(Plan, name, once)
-
-
-def go(command: list[str]) -> int:
-    return run(command)
-
-
-def die_at(monkeypatch: pytest.MonkeyPatch, step: int, after_noise: bool = False) -> None:
-    """The process dies in that step (from 1), before or after its noise; its ledger entry stays open."""
-    honest = Trainer._release
-
-    def release_step(self: Trainer, number: int, total: Any) -> None:
-        if number + 1 == step and not after_noise:
-            raise Killed
-        honest(self, number, total)
-        if number + 1 == step:
-            raise Killed
-
-    monkeypatch.setattr(loop.Trainer, "_release", release_step)
-    monkeypatch.setattr(Budget, "settle", lambda *_: None)
-
-
-def killed(monkeypatch: pytest.MonkeyPatch, command: list[str], step: int, after_noise: bool = False) -> None:
-    with monkeypatch.context() as patch:
-        die_at(patch, step, after_noise)
-        with pytest.raises(Killed):
-            go(command)
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """SIGTERM arrives while that step is computed."""
-    honest = Trainer._clipped_sum
-
-    def clipped_sum(self: Trainer, number: int, total: Any) -> Any:
-        if number + 1 == step:
-            os.kill(os.getpid(), 15)
-        return honest(self, number, total)
-
-    monkeypatch.setattr(loop.Trainer, "_clipped_sum", clipped_sum)
-
-
-def stopped(monkeypatch: pytest.MonkeyPatch, command: list[str], step: int) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(patch, step)
-        assert go(command) == 0
-
-
-def witness(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(keystream, step) of every noise vector that is drawn from here on."""
-    seen: list[tuple[int, int]] = []
-    honest = Trainer._release
-
-    def release_step(self: Trainer, number: int, total: Any) -> None:
-        seen.append((id(self.noise), number))
-        honest(self, number, total)
-
-    monkeypatch.setattr(loop.Trainer, "_release", release_step)
-    return seen
-
-
-def entries() -> list[Any]:
-    ledger = open_ledger(None)
-    found = list(ledger.state.entries.values())
-    ledger.close()
-    return found
-
-
-def last_error(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err.splitlines()[-1]
+    room(tmp_path, monkeypatch)
 
 
 # --- the same as if nothing had happened, where draws and noise are the test's own
@@ -402,140 +288,6 @@ def test_an_older_state_costs_steps_and_not_privacy(monkeypatch: pytest.MonkeyPa
     assert [number for _, number in seen] == list(range(6, STEPS))
 
 
-# --- refusals, each before anything is spent
-
-
-CHANGES: dict[str, Callable[[pytest.MonkeyPatch], list[str]]] = {
-    "privacy.noise_multiplier=9": lambda patch: ["privacy.noise_multiplier=9"],
-    "optimizer.lr": lambda patch: ["optimizer.lr=77"],
-    "execution.dtype": lambda patch: ["execution.dtype=float64"],
-    "code.sources": lambda patch: patch.setattr(drift, "_sources", lambda: "other") or [],
-    "data": lambda patch: patch.setitem(globals(), "SHIFT", 1) or [],
-    "ledger": lambda patch: patch.setenv("DPTRAIN_HOME", str(_other_home())) or [],
-}
-
-
-def _other_home() -> Path:
-    """Another user's room, with the same keys and another ledger."""
-    import shutil
-
-    home = Path(os.environ["DPTRAIN_HOME"])
-    other = home.with_name(home.name + "-other")
-    other.mkdir()
-    for name in ("signing.key", "sealing.key"):
-        shutil.copy(home / name, other / name)
-    return other
-
-
-def test_drift_is_refused_with_both_values(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    killed(monkeypatch, COUNTED, 4)
-    before, seen = (entries()[0].attempt, entries()[0].committed_steps), witness(monkeypatch)
-    for what, change in CHANGES.items():
-        with monkeypatch.context() as patch:
-            extra = change(patch)
-            assert go(["train", "resume=r", *extra]) in (2, 3), what
-        said = last_error(capsys)
-        assert said.startswith(f"dptrain: error: {what}") and " was " in said
-        assert seen == [] and (entries()[0].attempt, entries()[0].committed_steps) == before, what
-    assert go(["train", "resume=r"]) == 0
-
-
-def test_an_edited_config_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    killed(monkeypatch, COUNTED, 4)
-    text = Path("r", "config.yaml").read_text()
-    Path("r", "config.yaml").write_text(text.replace("clipping_norm: 1.0", "clipping_norm: 2.0"))
-    assert go(["train", "resume=r"]) == 2
-    assert "privacy.clipping_norm=2.0: was 1.0" in last_error(capsys)
-    for broken in ("[1, 2", "- a\n- b\n", "\x00", "privacy: 3\n"):
-        Path("r", "config.yaml").write_text(broken)
-        assert go(["train", "resume=r"]) == 2
-        assert last_error(capsys).startswith("dptrain: error: ")
-    Path("r", "config.yaml").unlink()
-    assert go(["train", "resume=r"]) == 0
-
-
-REFUSED = {
-    "--multirun": "does not go with resume",
-    "seed": "does not go with resume",
-    "checkpoint.every=0": "uncounted",
-    "checkpoint.key=env:NOT_SET_ANYWHERE": "is not set",
-    "execution.device=tpu": "is not one of",
-    "a=[1": "command line",
-    "data=adult": "data=adult: was ",
-    "run.purpose=trial": "run.purpose=trial: was final",
-}
-
-
-def test_what_does_not_go_with_resume(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    killed(monkeypatch, COUNTED, 4)
-    for extra, said in REFUSED.items():
-        assert go(["train", "resume=r", extra]) == 2
-        assert said in last_error(capsys)
-
-
-def test_folders_that_hold_nothing_to_resume(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert go(["train", "resume=nowhere"]) == 2
-    assert "no such folder" in last_error(capsys)
-    killed(monkeypatch, [*COUNTED, "checkpoint.every=0"], 4)
-    assert go(["train", "resume=r"]) == 2
-    assert "keeps no resume state" in last_error(capsys)
-
-
-def test_a_count_behind_the_weights_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    killed(monkeypatch, FREE, 6)
-    Path("r", "resume", "journal").write_text("steps 2\n")
-    assert go(["train", "resume=r"]) == 2
-    assert "steps=2: is what ledger or journal count" in last_error(capsys)
-    Path("r", "resume", "journal").unlink()
-    assert go(["train", "resume=r"]) == 2
-    assert "step journal" in last_error(capsys)
-
-
-def test_a_run_that_is_running_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    killed(monkeypatch, COUNTED, 4)
-    begun = resume.begin("r")
-    assert go(["train", "resume=r"]) == 2
-    assert f"is run by another process (pid {os.getpid()} " in last_error(capsys)
-    begun.lock.release()
-    assert go(["train", "resume=r"]) == 0
-
-
-def test_a_full_disk_costs_no_state_and_no_count(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """States cannot be written: told once, and the run goes on. The journal cannot: no noise leaves."""
-    honest = resume_state.write_sealed
-
-    def full(path: Path, *rest: Any) -> None:
-        if list(path.parent.parent.glob("0*")):
-            raise OSError(28, "No space left on device")
-        honest(path, *rest)
-
-    monkeypatch.setattr(resume_state, "write_sealed", full)
-    seen = witness(monkeypatch)
-
-    def no_room(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    honest_append = resume.StepJournal._append
-    monkeypatch.setattr(
-        resume.StepJournal,
-        "_append",
-        lambda self, line: no_room() if line == "steps 5\n" or line == "steps 6\n" else honest_append(self, line),
-    )
-    assert go(FREE) == 2
-    err = capsys.readouterr().err
-    assert err.count("no resume state could be written (No space left on device)") == 1
-    assert "No space left" in err.splitlines()[-1]
-    assert [number for _, number in seen] == [0, 1, 2, 3]
-
-
 def test_python_face_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
     killed(monkeypatch, COUNTED, 4)
     result = recipe("train").run(compose("train", ["resume=r"]))
@@ -551,12 +303,3 @@ def test_the_best_weights_seen_before_are_kept(monkeypatch: pytest.MonkeyPatch) 
     records += [json.loads(line) for line in Path("r", "metrics.jsonl").read_text().splitlines()][len(records) :]
     best = max(record["test_accuracy"] for record in records if "test_accuracy" in record)
     assert read_json(Path("r", "result.json"))["metrics"]["test_accuracy"] == best
-
-
-def test_runs_with_private_looks_keep_no_state(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    killed(monkeypatch, [*COUNTED, "evaluation.metrics=dp"], 4)
-    assert not Path("r", "resume").exists()
-    assert go(["train", "resume=r"]) == 2
-    assert "evaluation.metrics=dp" in last_error(capsys)
