@@ -18,6 +18,7 @@ from dptrain.config_canaries import CanaryConfig
 from dptrain.config_certify import CertifyConfig
 from dptrain.config_checkpoint import CheckpointConfig, KeysConfig
 from dptrain.config_compare import CompareConfig, RegisterConfig
+from dptrain.config_convert import ConvertConfig
 from dptrain.config_data import DataConfig
 from dptrain.config_export import ExportConfig
 from dptrain.config_finetune import FinetuneConfig
@@ -112,7 +113,10 @@ class ExecutionConfig:
     threads: int | None = None
     """CPU threads of torch, at least 1; None leaves torch's choice."""
     memory_limit: int | None = None
-    """MiB that the engine bookkeeping may hold for its sum, at least 1; None: a quarter of the free memory."""
+    """MiB that a step of the engine bookkeeping may take beside the model, its optimizer and the physical batch's rows;
+    the engine then takes the batch in as many runs of whole units as that asks for. 0: about what plain training of the
+    batch takes. None: all rows at once. As allocated; what libraries and the system lose comes on top. A unit is never
+    split: one that does not fit goes through alone."""
     length_buckets: list[int] | None = None
     """Lengths in [1, 8192] to which physical batches of text are padded, the shortest that holds their longest row;
     None: 16, 32, 48, 64, 96, ... below data.text.max_length; empty: always data.text.max_length."""
@@ -121,7 +125,7 @@ class ExecutionConfig:
         _number("execution.physical_batch_size", self.physical_batch_size, low=1)
         _choice("execution.dtype", self.dtype, ["float32", "bfloat16", "float64"])
         _number("execution.threads", self.threads, low=1)
-        _number("execution.memory_limit", self.memory_limit, low=1)
+        _number("execution.memory_limit", self.memory_limit, low=0)
         for length in self.length_buckets or []:
             _number("execution.length_buckets", length, low=1, high=8192)
         device = self.device.split(":")
@@ -192,6 +196,7 @@ ROOTS: dict[str, type] = {
     "budget": BudgetConfig,
     "compare": CompareConfig,
     "register": RegisterConfig,
+    "convert": ConvertConfig,
     "export": ExportConfig,
     "generate": GenerateConfig,
     "verify": VerifyConfig,

@@ -47,7 +47,8 @@ class Clipper:
         loss: (outputs (1, ...), targets (1, ...)) -> one number; called for one row at a time, so that one that
             averages over its batch does as well as one that does not.
         max_grad_norm: largest norm of a unit's contribution, above 0.
-        memory_limit: MiB that may be held between norms and sum; None for no limit.
+        memory_limit: MiB that a call may take beside the module and the batch, which then goes through in runs of whole
+            units; 0: about what a plain backward pass takes; None: all rows at once.
         autocast: dtype of autocast around the forward pass, or None. Do not call under ``torch.autocast``.
 
     Raises:
@@ -76,7 +77,7 @@ class Clipper:
                 "give the module as it was before make_private",
             )
         self._module = module
-        settings = EngineSettings(autocast, None if memory_limit is None else memory_limit << 20)
+        settings = EngineSettings(autocast, pass_limit=None if memory_limit is None else memory_limit << 20)
         self._engine = BookkeepingEngine(module, loss, ClippingRule(float(max_grad_norm), None), settings)
 
     def __call__(self, inputs: Tensor, targets: Tensor, unit: Tensor | None = None) -> Clipped:

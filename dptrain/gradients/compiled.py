@@ -1,4 +1,4 @@
-"""The last pass over a sum on the grid, compiled: rounded, noise added, brought to the gradient's unit, in one go."""
+"""The last pass over a sum, compiled: rounded where there is a grid, noise added, brought to the gradient's unit."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def released(source: Tensor, noise: Tensor, scale: float, grad: Tensor) -> None:
         grad: (n,) float32, written; may be ``source``.
     """
     _released(source.numpy(), noise.numpy(), scale, grad.numpy())
+
+
+@loop
+def _added(source, noise, scale, grad):
+    for j in range(len(grad)):
+        grad[j] = (source[j] + noise[j]) * scale
+
+
+def added(source: Tensor, noise: Tensor, scale: float, grad: Tensor) -> None:
+    """grad = (source + noise) scale without a grid, all (n,) float32 on the CPU; may be in place.
+
+    As torch computes it, bit by bit: no product is added to anything, so that nothing rounds once in place of twice.
+    """
+    _added(source.numpy(), noise.numpy(), np.float32(scale), grad.numpy())

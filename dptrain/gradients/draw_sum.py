@@ -142,10 +142,15 @@ def _release(
     while done < len(source):
         noise = blocks.next(len(source) - done).to(source.device)
         stop = done + len(noise)
-        if on_grid and compiled and noise.dtype == torch.float64 and grad.dtype == torch.float32:
+        kinds = (source.dtype, noise.dtype, grad.dtype)
+        if on_grid and compiled and kinds[1:] == (torch.float64, torch.float32):
             from dptrain.gradients.compiled import released
 
             released(source[done:stop], noise, scale, grad[done:stop])
+        elif compiled and not on_grid and set(kinds) == {torch.float32}:
+            from dptrain.gradients.compiled import added
+
+            added(source[done:stop], noise, scale, grad[done:stop])
         elif on_grid:  # whole numbers beyond 2^24 need float64
             grad[done:stop] = source[done:stop].to(torch.float64, copy=True).round_().add_(noise).mul_(scale)
         elif grad.dtype == source.dtype:

@@ -37,10 +37,16 @@ class EngineSettings:
         autocast: dtype of autocast around the forward pass, or None.
         memory_limit: bytes that an engine may hold for the sum between norms and sum, where it has a choice; None
             for no limit.
+        pass_limit: bytes that a pass through the model and the sum may take beside the model and its rows, where an
+            engine can take a physical batch in several passes; 0: about what plain training of the batch takes; None:
+            no limit.
+        compiled: whether an engine may try loops compiled by numba, which must be installed.
     """
 
     autocast: torch.dtype | None = None
     memory_limit: int | None = None
+    pass_limit: int | None = None
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

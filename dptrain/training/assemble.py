@@ -32,7 +32,7 @@ from dptrain.selfcheck.dummies import Dummies, dummy_loss
 from dptrain.training.average import Average
 from dptrain.training.baseline import PlainSum
 from dptrain.training.loop import Trainer
-from dptrain.training.memory import keep_freed_memory, memory_limit
+from dptrain.training.memory import MIB, held_limit, keep_freed_memory
 from dptrain.training.optimizers import build_optimizer, build_schedule
 from dptrain.training.selfcheck import SelfCheck
 from dptrain.training.selfcheck_recompute import Recomputation
@@ -60,10 +60,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def build_engine(config: TrainConfig, module: nn.Module, row_loss: RowLoss, rule: ClippingRule) -> Engine:
-    """The engine a config names, for one module and one way of clipping."""
+def build_engine(
+    config: TrainConfig, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, compiled: bool = False
+) -> Engine:
+    """The engine a config names, for one module and one way of clipping; ``compiled``: see ``EngineSettings``."""
     device = next(module.parameters()).device
-    settings = EngineSettings(DTYPES[config.execution.dtype], memory_limit(config.execution.memory_limit, device))
+    limit = config.execution.memory_limit
+    settings = EngineSettings(
+        autocast=DTYPES[config.execution.dtype],
+        memory_limit=held_limit(device),
+        pass_limit=None if limit is None else limit * MIB,
+        compiled=compiled,
+    )
     return engines.build(config.clipping.engine, module, row_loss, rule, settings)
 
 
@@ -202,7 +210,7 @@ def build_trainer(
             grid = grid_step(plan.mechanism.clipping_norm, plan.mechanism.sensitivity_slack, count)
         rule = ClippingRule(plan.mechanism.clipping_norm, grid)
         _check_sums_stay_exact(rule, index.num_units)
-        engine = build_engine(config, module, row_loss, rule)
+        engine = build_engine(config, module, row_loss, rule, worth_compiling(count * plan.steps))
         if config.selfcheck.enabled:
             check = build_selfcheck(config, plan, module, row_loss, rule, index.num_units, keystream)
             count += check.block.numel()

@@ -33,7 +33,7 @@ def largest_batch(setup: Setup, name: str, first: dict[str, Any], deadline: Dead
     """
     wanted = setup.config.execution.memory_limit
     device = next(setup.module.parameters()).device
-    limit = wanted * MIB if wanted is not None else int(SHARE * free_memory(device))
+    limit = wanted * MIB if wanted else int(SHARE * free_memory(device))  # 0 is no number of bytes
     most = setup.plan.public_size * setup.plan.max_rows_per_unit
     tried, stopped_by = list[dict[str, Any]](), None
     one = first

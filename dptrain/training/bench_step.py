@@ -15,7 +15,7 @@ from dptrain.data.batches import PhysicalBatch
 from dptrain.gradients.protocol import ClippingRule, Engine, trainable
 from dptrain.keystream import Keystream
 from dptrain.noise.protocol import Noise
-from dptrain.training.assemble import DTYPES, build_engine, build_noise
+from dptrain.training.assemble import DTYPES, build_engine, build_noise, worth_compiling
 from dptrain.training.loop import Trainer
 from dptrain.training.optimizers import build_optimizer, build_schedule
 from dptrain.training.setup import Setup
@@ -74,7 +74,8 @@ class PrivateStep:
         count = sum(p.numel() for p in parameters)
         config = replace(setup.config, clipping=ClippingConfig(engine=engine))
         rule = ClippingRule(setup.plan.mechanism.clipping_norm, None)
-        self.engine: Engine = build_engine(config, module, setup.row_loss, rule)
+        compiled = worth_compiling(count * setup.plan.steps)
+        self.engine: Engine = build_engine(config, module, setup.row_loss, rule, compiled)
         optimizer = build_optimizer(_still(config.optimizer), parameters)
         self._batch: PhysicalBatch | None = None
         self._trainer = Trainer(
@@ -85,6 +86,7 @@ class PrivateStep:
             engine=self.engine,
             noise=self._noise(setup, count, parameters[0].device),
             grid=None,
+            compiled=compiled,
             optimizer=optimizer,
             schedule=build_schedule(_still(config.optimizer), optimizer, UNENDING),
         )

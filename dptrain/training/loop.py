@@ -123,15 +123,7 @@ class Trainer:
         self.module.train()
         with _stop_on_signal() as stop:
             while done < self.plan.steps and not stop.is_set():
-                report = self._clipped_sum(done, total)
-                self.intend(done + 1)
-                self._release(done, total)
-                if self.selfcheck is not None and self._is_first:
-                    self.selfcheck.look(done + 1)
-                self.optimizer.step()
-                self.schedule.step()
-                if self.average is not None:
-                    self.average.update()
+                report = self._step(done, total)
                 done += 1
                 on_step(done, report, time.monotonic() - start)
         if self.selfcheck is not None and self._is_first:
@@ -139,8 +131,23 @@ class Trainer:
         status = "finished" if done == self.plan.steps else "stopped"
         return Outcome(done, status, time.monotonic() - start)
 
+    def _step(self, done: int, total: DrawSum) -> StepReport:
+        """One step, ``done`` counted from 0."""
+        report = self._clipped_sum(done, total)
+        self.intend(done + 1)
+        self._release(done, total)
+        if self.selfcheck is not None and self._is_first:
+            self.selfcheck.look(done + 1)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update()
+        return report
+
     def _clipped_sum(self, step: int, total: DrawSum) -> StepReport:
         total.clear()
+        for parameter in self._summed:
+            parameter.grad = None  # the last step's: nobody reads it again, and it is as large as the model
         if isinstance(self.noise, NoiseAhead):
             self.noise.begin(step, self._count)
         report = StepReport()

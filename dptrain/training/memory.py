@@ -13,7 +13,7 @@ import torch
 
 MIB = 1 << 20
 SHARE = 0.25
-"""Part of the free memory that engines may hold between norms and sum where the user sets no limit."""
+"""Part of the free memory that engines may hold between norms and sum."""
 _FEW_MIB = 1024 * MIB
 """Taken for free where the system does not say."""
 
@@ -21,13 +21,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Names of glibc's ``malloc.h``."""
 
 
-def memory_limit(wanted: int | None, device: torch.device) -> int:
-    """Bytes that an engine may hold for its sum.
-
-    Args:
-        wanted: ``execution.memory_limit`` in MiB; None for a quarter of what is free now on the device.
-    """
-    return wanted * MIB if wanted is not None else int(SHARE * free_memory(device))
+def held_limit(device: torch.device) -> int:
+    """Bytes that an engine may hold between norms and sum: a quarter of what is free now on the device."""
+    return int(SHARE * free_memory(device))
 
 
 def free_memory(device: torch.device) -> int:

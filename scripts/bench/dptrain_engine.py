@@ -86,9 +86,9 @@ class DptrainEngine:
             grid = grid_step(settings.clip, plan.mechanism.sensitivity_slack, self._count)
         self._grid = grid
         limit = None if settings.memory_limit < 0 else settings.memory_limit << 20
-        self.engine: Engine = engines.build(
-            name, self.model, row_loss, ClippingRule(settings.clip, grid), EngineSettings(memory_limit=limit)
-        )
+        compiled = worth_compiling(self._count * plan.steps)
+        how = EngineSettings(pass_limit=limit, compiled=compiled)
+        self.engine: Engine = engines.build(name, self.model, row_loss, ClippingRule(settings.clip, grid), how)
         unit = torch.arange(rows) // per_unit
         size = -(-rows // (settings.parts * per_unit)) * per_unit
         pieces = zip(inputs.split(size), targets.split(size), unit.split(size), strict=True)
@@ -101,7 +101,7 @@ class DptrainEngine:
             batches=lambda draw: iter(self._batches),
             engine=self.engine,
             noise=self._noise(settings, plan),
-            compiled=worth_compiling(self._count * plan.steps),
+            compiled=compiled,
             grid=grid,
             optimizer=optimizer,
             schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),

@@ -17,33 +17,72 @@ AS_QUICK = 1.1
 LONG = 0.1
 """Seconds that the timings of one way may take from the third on."""
 
+SOME = 4
+"""Part of a pass's units that ways are timed on: one in so many, where that leaves ``FEWEST``."""
+FEWEST = 16
+"""Units on which ways are timed at least, where a pass has them."""
+
 Way = Callable[[], Contribution]
+OfSome = Callable[[int], Mapping[str, Way]]
+"""Number of units -> the ways of the first so many, at the same cost a unit; there may be further ones among them."""
 
 
 @dataclass
 class Timed:
-    """What one way cost: seconds for norms and sum, and bytes held between the two."""
+    """What one way costs a pass: seconds for norms and sum, and bytes held between the two."""
 
     seconds: float
     nbytes: int
 
 
 @dataclass
+class _Tries:
+    """The timings of one way: the least seconds of its norms, and of its sum, and what it leaves between the two."""
+
+    way: Way
+    norms: float = float("inf")
+    sum: float = float("inf")
+    spent: float = 0.0
+    left: tuple[type, int] = (object, 0)
+
+    def once(self) -> None:
+        """Takes the way once more."""
+        start = time.perf_counter()
+        contribution = self.way()
+        middle = _done(contribution)
+        contribution.weighted_sum(torch.ones_like(contribution.squared_norm, dtype=torch.float32))
+        end = _done(contribution)
+        self.norms, self.sum = min(self.norms, middle - start), min(self.sum, end - middle)
+        self.spent += end - start
+        self.left = (type(contribution), contribution.nbytes)
+
+
+def _done(contribution: Contribution) -> float:
+    """The time at which all that was asked for is computed."""
+    if contribution.squared_norm.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@dataclass
 class Chooser:
     """Remembers, by kind and shapes of a use, which way is quickest.
 
-    The first use of a kind and shape times every way on the tensors at hand; of ways that are about as quick, the
-    slimmest is taken. ``settle`` then turns to slimmer ways,
-    those that cost the least time for the memory they save first, until what a whole pass holds fits the limit.
+    The first use of a kind and shape times every way on some of the units at hand, so that what the trial holds and
+    takes stays small beside the pass; of ways that are about as quick, the slimmest is taken, and of those the
+    quickest. ``settle`` then turns to slimmer ways, those that cost the least time for the memory they save first,
+    until what a whole pass holds fits the limit.
 
     Attributes:
         memory_limit: bytes that contributions may hold at the end of a backward pass; None for no limit.
+        compiled: whether ways by compiled loops may be tried; numba must be installed.
         repeats: timings of which the smallest counts; two where they take longer than ``LONG``.
         users: names of the parameters whose uses have a key, in the order of the first backward pass.
         user: the parameter whose use is being resolved.
     """
 
     memory_limit: int | None = None
+    compiled: bool = False
     repeats: int = 6
     picks: dict[Hashable, str] = field(default_factory=dict)
     timings: dict[Hashable, dict[str, Timed]] = field(default_factory=dict)
@@ -52,8 +91,17 @@ class Chooser:
     user: str = ""
     settled: bool = False
 
-    def take(self, key: Hashable, ways: Mapping[str, Way]) -> Contribution:
-        """The contribution by the way picked for ``key``; on first sight, by the quickest of all."""
+    def take(
+        self, key: Hashable, ways: Mapping[str, Way], units: int = 1, of_some: OfSome | None = None
+    ) -> Contribution:
+        """The contribution by the way picked for ``key``; on first sight, by the quickest of all.
+
+        Args:
+            key: kind and shapes of the use.
+            ways: all there are, on all units.
+            units: their number.
+            of_some: for the trial; left out, that is on all of them.
+        """
         if not self.settled:
             self.counts[key] = self.counts.get(key, 0) + 1
             self.users.setdefault(key, []).append(self.user)
@@ -64,43 +112,43 @@ class Chooser:
             pick, way = next(iter(ways.items()))
             self.picks[key] = pick
             return way()
-        self.timings[key] = self._trial(ways)
+        few = min(units, max(FEWEST, -(-units // SOME)))
+        tried = ways if of_some is None or few == units else of_some(few)
+        found = self._trial({name: tried[name] for name in ways if name in tried})
+        scale = units / few
+        self.timings[key] = {name: Timed(t.seconds * scale, int(t.nbytes * scale)) for name, t in found.items()}
         self.picks[key] = _slimmest_of_the_quick(self.timings[key])
         return ways[self.picks[key]]()
 
     def _trial(self, ways: Mapping[str, Way]) -> dict[str, Timed]:
-        """Times every way; those for which there is no memory are out of the choice."""
-        found: dict[str, Timed] = {}
+        """Times every way, all of them by turns; those for which there is no memory are out of the choice."""
+        tries = {name: _Tries(way) for name, way in ways.items()}
         failure: RuntimeError | None = None
-        for name, way in ways.items():
-            try:
-                found[name] = self._time(way)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                failure = error
+        for done in range(self.repeats):
+            for name, own in list(tries.items()):
+                if done >= 2 and own.spent > LONG:
+                    continue
+                try:
+                    own.once()
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    failure = error
+                    del tries[name]
             if failure is not None and torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-        if not found and failure is not None:
+        if not tries and failure is not None:
             raise failure
-        return found
-
-    def _time(self, way: Way) -> Timed:
-        best, nbytes, began = float("inf"), 0, time.perf_counter()
-        for done in range(self.repeats):
-            if done >= 2 and time.perf_counter() - began > LONG:
-                break
-            start = time.perf_counter()
-            contribution = way()
-            contribution.weighted_sum(torch.ones_like(contribution.squared_norm, dtype=torch.float32))
-            if contribution.squared_norm.is_cuda:
-                torch.cuda.synchronize()
-            best, nbytes = min(best, time.perf_counter() - start), contribution.nbytes
-        return Timed(best, nbytes)
+        # Ways that leave the same behind sum it up in the same way: what their sums' timings differ by is chance, and
+        # a sum takes longer than a norm.
+        return {
+            name: Timed(own.norms + min(other.sum for other in tries.values() if other.left == own.left), own.left[1])
+            for name, own in tries.items()
+        }
 
     def afresh(self) -> Chooser:
         """One that has counted nothing of a pass that came to nothing."""
-        return self if self.settled else Chooser(self.memory_limit, self.repeats)
+        return self if self.settled else Chooser(self.memory_limit, self.compiled, self.repeats)
 
     def settle(self) -> None:
         """Called after a first pass over a whole model: makes the picks fit the limit."""

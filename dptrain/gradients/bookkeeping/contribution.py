@@ -135,15 +135,28 @@ class Outer:
                 out += apart.t() if self.transposed else apart
         return out if self.shape is None else out.view(self.shape)
 
+    def add_to(self, total: Tensor, factor: Tensor) -> bool:
+        """Adds the weighted sum to a float32 total in its place, without a second one beside it; False where it cannot
+        (units to be added apart, or so many that their sum is wider), and nothing is added."""
+        rows, columns = self._sides(factor, slice(None))
+        plain = self.loud is None and len(factor) <= MOST_UNITS and total.dtype == rows.dtype == columns.dtype
+        if plain:
+            total.view(rows.shape[1], columns.shape[1]).addmm_(rows.t(), columns)
+        return plain
+
     def _product(self, factor: Tensor, run: slice) -> Tensor:
+        rows, columns = self._sides(factor, run)
+        return (columns.t() @ rows).t().contiguous() if is_narrow(rows, columns) else rows.t() @ columns
+
+    def _sides(self, factor: Tensor, run: slice) -> tuple[Tensor, Tensor]:
+        """(N, rows), (N, columns): the sum is the transpose of the first times the second."""
         a, g, scale = self.a[run], self.g[run], factor[run, None, None]
         if a.shape[2] < g.shape[2]:
             a = a * scale.to(a.dtype)
         else:
             g = g * scale.to(g.dtype)
         a, g = a.reshape(-1, a.shape[2]), g.reshape(-1, g.shape[2])
-        rows, columns = (a, g) if self.transposed else (g, a)
-        return (columns.t() @ rows).t().contiguous() if is_narrow(rows, columns) else rows.t() @ columns
+        return (a, g) if self.transposed else (g, a)
 
     def per_unit(self) -> Tensor:
         out = outer_per_unit(self.a, self.g, self.transposed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -172,12 +172,15 @@ class Convolved:
         held = len(self.x) * self.kernel.numel() * self.x.element_size()
         if held > max(MOST_KEPT, MUCH * (self.x.nbytes + self.g.nbytes)):
             ways = {name: way for name, way in ways.items() if name not in KEPT}
-        return tape.chooser.take(self._key, ways)
+        return tape.chooser.take(self._key, ways, len(self.x), lambda few: self._first(few)._ways(tape))
 
     def kept(self, tape: Tape) -> PerUnit:
         ways = {name: way for name, way in self._ways(tape).items() if name in KEPT}
-        found = tape.chooser.take((*self._key, "kept"), ways)
+        found = tape.chooser.take((*self._key, "kept"), ways, len(self.x), lambda few: self._first(few)._ways(tape))
         return found if isinstance(found, PerUnit) else PerUnit(found.per_unit())
+
+    def _first(self, units: int) -> Convolved:
+        return replace(self, x=self.x[:units], g=self.g[:units])
 
     @property
     def _key(self) -> tuple[Any, ...]:

@@ -9,6 +9,8 @@ step plus the norms.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -18,13 +20,17 @@ from dptrain.errors import ConfigError
 from dptrain.gradients.bookkeeping.choice import Chooser
 from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.groups import Groups
-from dptrain.gradients.bookkeeping.refusals import loss_of_outputs, refusal_of, unseen_use
+from dptrain.gradients.bookkeeping.meter import Meter
+from dptrain.gradients.bookkeeping.refusals import loss_of_outputs, out_of_memory, refusal_of, unseen_use
 from dptrain.gradients.bookkeeping.rules import RULES
+from dptrain.gradients.bookkeeping.runs import Planner, RunningSum, runs
 from dptrain.gradients.bookkeeping.tape import Tape
 from dptrain.gradients.clip import check_grid, clip_factor
 from dptrain.gradients.draw_sum import add_parts
 from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, UnitStats, trainable
 from dptrain.registry import engines
+
+Moving = dict[str, nn.Parameter]
 
 LARGEST_NORM = 2.0**110
 """Times C, or 1 where C is more: the largest norm that is clipped; larger ones count as overflow, and add nothing."""
@@ -42,7 +48,7 @@ class BookkeepingEngine:
         module: the model; its parameters are read at every call.
         row_loss: (outputs (1, ...), targets (1,)) -> (1,) loss.
         rule: clipping norm and grid.
-        settings: autocast, and the limit on what is held between norms and sum.
+        settings: autocast, and the limits on memory.
 
     Attributes:
         without_rule: function that has no rule -> a parameter that it reads by copies a row; of the latest pass.
@@ -64,7 +70,8 @@ class BookkeepingEngine:
         self._row_loss = row_loss
         self._rule = rule
         self._autocast = settings.autocast
-        self.chooser = Chooser(settings.memory_limit)
+        self.chooser = Chooser(settings.memory_limit, settings.compiled)
+        self._planner = Planner.of(settings.pass_limit, trainable(module).values())
         self.without_rule: dict[str, str] = {}
         self.ways: dict[str, str] = {}
         self._derives = True
@@ -78,35 +85,71 @@ class BookkeepingEngine:
 
     def clipped_parts(self, batch: PhysicalBatch) -> tuple[list[Tensor], UnitStats]:
         """The clipped sum, one tensor a trainable parameter, not rounded to the grid. See ``SumsInParts``."""
-        moving = trainable(self._module)
-        groups = Groups(batch.unit, batch.weight)
-        tape = Tape(moving, groups, self.chooser, RULES, derives=self._derives)
+        moving, total = trainable(self._module), RunningSum()
+        take = self._pass if self._planner.limit is None else self._in_runs
+        stats = take(batch, moving, total)
+        parts = [total.parts[name] if name in total.parts else torch.zeros_like(p) for name, p in moving.items()]
+        return parts, stats
+
+    def _in_runs(self, batch: PhysicalBatch, moving: Moving, total: RunningSum) -> UnitStats:
+        """As many passes as the limit asks for."""
+        norms = torch.zeros(len(batch.weight), dtype=torch.float64, device=batch.weight.device)
+        losses = torch.zeros_like(norms, dtype=torch.float32)
+        if len(norms) and not self._planner.knows(batch.inputs.shape[1:]):
+            self._planner.learn(batch, lambda rows, meter: self._pass(rows, moving, RunningSum(), meter))
+        for run in runs(batch, self._planner):
+            stats = self._pass(run.batch, moving, total)
+            norms[run.slots] = stats.norms[: len(run.slots)]
+            losses[run.rows] = stats.losses
+        return UnitStats(norms, losses)
+
+    def _pass(self, batch: PhysicalBatch, moving: Moving, total: RunningSum, meter: Meter | None = None) -> UnitStats:
+        """Adds the clipped sum of rows that go through at once."""
+        tape = Tape(moving, Groups(batch.unit, batch.weight), self.chooser, RULES, derives=self._derives)
         try:
-            losses = self._backward(tape, batch)
-        except (RuntimeError, ConfigError):
-            if not tape.derived.leaves:
+            with meter or contextlib.nullcontext():
+                losses = self._backward(tape, batch, meter)
+                with torch.no_grad():
+                    contributions = tape.finish()
+            if meter is not None:
+                meter.mark()
+        except (RuntimeError, ConfigError) as error:
+            if not tape.derived.leaves or out_of_memory(error):
+                self._refuse(error, batch)
                 raise
             self._derives = False  # a model that writes into such values, say: copies a row can be written to
             self.chooser = self.chooser.afresh()
-            return self.clipped_parts(batch)
-        with torch.no_grad():
-            return self._weighted_sums(tape, moving, losses)
+            return self._pass(batch, moving, total, meter)
+        try:
+            with torch.no_grad():
+                norms = self._add_weighted(tape, contributions, moving, total)
+        except RuntimeError as error:
+            self._refuse(error, batch)
+            raise
+        return UnitStats(norms, losses)
 
-    def _weighted_sums(
-        self, tape: Tape, moving: dict[str, nn.Parameter], losses: Tensor
-    ) -> tuple[list[Tensor], UnitStats]:
-        contributions = tape.finish()
-        self.chooser.settle()
+    def _refuse(self, error: RuntimeError | ConfigError, batch: PhysicalBatch) -> None:
+        """Raises what an error of torch's amounts to, where that is a refusal."""
+        refusal = refusal_of(error, batch.inputs, self._autocast) if isinstance(error, RuntimeError) else None
+        if refusal is not None:
+            raise refusal from error
+
+    def _add_weighted(
+        self, tape: Tape, contributions: dict[str, Contribution], moving: Moving, total: RunningSum
+    ) -> Tensor:
+        """Adds the weighted sum; returns the slots' norms."""
+        groups = tape.groups
+        if groups.num_units:  # padding alone has shown nothing
+            self.chooser.settle()
+            self.ways = {name: self.chooser.way_of(name) or type(c).__name__ for name, c in contributions.items()}
         self.without_rule = tape.without_rule
-        self.ways = {name: self.chooser.way_of(name) or type(c).__name__ for name, c in contributions.items()}
-        norms, factor = self._clip(contributions, tape.groups, sum(p.numel() for p in moving.values()))
-        sums: dict[str, Tensor] = {}
+        norms, factor = self._clip(contributions, groups, sum(p.numel() for p in moving.values()))
+        total.begin(groups.num_units)
         for name in sorted(contributions, key=lambda name: -contributions[name].nbytes):
-            sums[name] = contributions.pop(name).weighted_sum(factor)  # the largest first: each is let go once summed
-        parts = [sums[name] if name in sums else torch.zeros_like(p) for name, p in moving.items()]
-        return parts, UnitStats(tape.groups.to_slots(norms), losses)
+            total.add(name, contributions.pop(name), factor)  # the largest first: each is then let go
+        return groups.to_slots(norms)
 
-    def _backward(self, tape: Tape, batch: PhysicalBatch) -> Tensor:
+    def _backward(self, tape: Tape, batch: PhysicalBatch, meter: Meter | None) -> Tensor:
         """Fills the tape; returns the rows' losses (R,) float32."""
         anchor = torch.zeros(len(batch.weight), device=batch.weight.device, requires_grad=True)
         buffers = {name: b.clone() for name, b in self._module.named_buffers()}
@@ -121,17 +164,13 @@ class BookkeepingEngine:
             return loss * weight.to(loss.dtype), loss.detach()
 
         rows = vmap(loss_of_row, randomness="different")
-        try:
-            weighted, losses = rows(inputs, batch.targets, batch.weight, anchor)
-            self._writes_inputs = inputs._version != version
-            if weighted.requires_grad and tape.groups.num_units:
-                live = torch.where(batch.weight > 0, weighted, 0.0).sum()
-                _walk(live, anchor, tape.watched())
-        except RuntimeError as error:
-            refusal = refusal_of(error, batch.inputs, self._autocast)
-            if refusal is None:
-                raise
-            raise refusal from error
+        weighted, losses = rows(inputs, batch.targets, batch.weight, anchor)
+        self._writes_inputs = inputs._version != version
+        if meter is not None:
+            meter.mark()
+        if weighted.requires_grad and tape.groups.num_units:
+            live = torch.where(batch.weight > 0, weighted, 0.0).sum()
+            _walk(live, anchor, tape.watched())
         return losses.float()
 
     def _clip(self, contributions: dict[str, Contribution], groups: Groups, size: int) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,10 @@ def outer_in_float64(a: Tensor, g: Tensor) -> Tensor:
     return g.double().t() @ a.double()
 
 
+LOOPS = 0
+"""In place of a number of blocks: compiled loops (``gram_loops``), for float32 on a CPU where numba is installed."""
+
+
 def gram_norm(
     a: Tensor, g: Tensor, blocks: int = 1, held: dict[int, Tensor] | None = None
 ) -> tuple[Tensor, Tensor | None]:
@@ -56,6 +60,7 @@ def gram_norm(
         a: (U, T, d).
         g: (U, T, p).
         blocks: into how many runs of t the symmetric sum is cut; only blocks on and above the diagonal are computed.
+            ``LOOPS``: not by matrix products.
         held: Gram matrices of ``a`` by block, reused where present and left there where not.
 
     Returns:
@@ -68,23 +73,9 @@ def gram_norm(
     length = a.shape[1]
     if length == 1:
         return squared_norms(a) * squared_norms(g), None
-    held = {} if held is None else held
-    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
-    size_a: list[Tensor] = []
-    size_g: list[Tensor] = []
-    step = -(-length // blocks)
-    for start in range(0, length, step):
-        stop = min(start + step, length)
-        if start not in held:
-            held[start] = torch.bmm(a[:, start:stop], a[:, start:].transpose(1, 2))
-        gram_a, gram_g = held[start], torch.bmm(g[:, start:stop], g[:, start:].transpose(1, 2))
-        size_a.append(gram_a.diagonal(dim1=1, dim2=2))
-        size_g.append(gram_g.diagonal(dim1=1, dim2=2))
-        size_a[-1], size_g[-1] = size_a[-1].double().sqrt(), size_g[-1].double().sqrt()
-        columns = gram_g.mul_(gram_a).sum(1).double()
-        total += columns[:, : stop - start].sum(1) + 2.0 * columns[:, stop - start :].sum(1)
+    sums = _by_loops if blocks == LOOPS else _by_products
+    total, norms_a, norms_g = sums(a, g, {} if held is None else held, blocks)
     total.clamp_(min=0.0)
-    norms_a, norms_g = torch.cat(size_a, 1), torch.cat(size_g, 1)
     rounding, hidden = doubts(norms_a, norms_g, a.shape[2], g.shape[2])
     if a.is_cuda:
         return total + rounding + hidden, None
@@ -103,6 +94,40 @@ def gram_norm(
     for unit in loud.tolist():  # in squares, float64 too would miss what is left of the largest cancellation
         total[unit] = outer_in_float64(whole_a[unit], whole_g[unit]).square().sum()
     return total, loud if len(loud) else None
+
+
+def _by_products(a: Tensor, g: Tensor, held: dict[int, Tensor], blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(U,) sums over t, t', and (U, T) |a_t| and |g_t|, all float64, from batched matrix products."""
+    length = a.shape[1]
+    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    norms_a: list[Tensor] = []
+    norms_g: list[Tensor] = []
+    step = -(-length // blocks)
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        if start not in held:
+            held[start] = torch.bmm(a[:, start:stop], a[:, start:].transpose(1, 2))
+        gram_a, gram_g = held[start], torch.bmm(g[:, start:stop], g[:, start:].transpose(1, 2))
+        norms_a.append(_lengths(gram_a))
+        norms_g.append(_lengths(gram_g))
+        columns = gram_g.mul_(gram_a).sum(1).double()
+        total += columns[:, : stop - start].sum(1) + 2.0 * columns[:, stop - start :].sum(1)
+    return total, torch.cat(norms_a, 1), torch.cat(norms_g, 1)
+
+
+def _by_loops(a: Tensor, g: Tensor, held: dict[int, Tensor], _: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from compiled loops."""
+    from dptrain.gradients.bookkeeping.gram_loops import met, triangle
+
+    if LOOPS not in held:
+        held[LOOPS] = triangle(a)
+    gram_a, gram_g = held[LOOPS], triangle(g)
+    return met(gram_a, gram_g), _lengths(gram_a), _lengths(gram_g)
+
+
+def _lengths(gram: Tensor) -> Tensor:
+    """The (U, T) float64 norms on the diagonal of Gram matrices."""
+    return gram.diagonal(dim1=1, dim2=2).double().sqrt()
 
 
 def loud_units(size: Tensor, squared_norm: Tensor, terms: int) -> Tensor:

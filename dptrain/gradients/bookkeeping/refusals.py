@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dptrain.errors import ConfigError
 from dptrain.gradients.bookkeeping.lifted import NESTED
 from dptrain.gradients.protocol import RowLoss
 from dptrain.gradients.refusal import vmap_refusal
+
+CHECKPOINT = "torch.utils.checkpoint"
 
 
 def loss_of_outputs(row_loss: RowLoss, outputs: Any, target: Tensor) -> Tensor:
@@ -66,12 +68,15 @@ def refusal_of(error: RuntimeError, inputs: Tensor, autocast: torch.dtype | None
             f"changes a value that the backward pass needs ({_first_line(error)})",
             "write y = y * 2 for y.mul_(2), and inplace=False in the layers around it",
         )
-    if "escaped from inside a function being vmapped" in text:
+    where = _checkpointed(error)
+    if where is not None or "escaped from inside a function being vmapped" in text:
+        return checkpointing(where or "the forward pass")
+    if "Tensor.requires_grad_()" in text:
         return ConfigError(
-            "clipping.engine",
-            "bookkeeping",
-            "the model keeps values between its forward and its backward pass, as gradient checkpointing does",
-            "turn checkpointing off and lower execution.physical_batch_size, or set clipping.engine=loop",
+            "model",
+            "requires_grad_()",
+            "is called in its forward pass, as transformers does for gradient checkpointing",
+            "call gradient_checkpointing_disable() and disable_input_require_grads(), and set execution.memory_limit=0",
         )
     if NESTED in text or "either the backward or vjp method" in text:
         return ConfigError(
@@ -85,7 +90,8 @@ def refusal_of(error: RuntimeError, inputs: Tensor, autocast: torch.dtype | None
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch had no memory for an allocation, on a CPU or a GPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    text = str(error)  # torch's words differ by system: posix_memalign's, and those of its other allocators
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text
 
 
 def no_memory(rows: int) -> ConfigError:
@@ -93,6 +99,40 @@ def no_memory(rows: int) -> ConfigError:
     return ConfigError(
         "execution.physical_batch_size", rows, "does not fit in memory", "lower it, or set execution.memory_limit"
     )
+
+
+def checkpointing(where: str) -> ConfigError:
+    """A part of the model is to be passed through again in the backward pass, where no use of a parameter is seen.
+
+    Args:
+        where: a parameter that is used there, or the module that asks for it.
+    """
+    return ConfigError(
+        "model",
+        where,
+        "keeps values between its forward and its backward pass in a way of its own, as gradient checkpointing does",
+        "turn checkpointing off and set execution.memory_limit=0, or use_reentrant=False and clipping.engine=loop",
+    )
+
+
+def under_checkpointing() -> bool:
+    """Whether torch.utils.checkpoint (use_reentrant=False) is at work on what is computed now."""
+    of_torch: Any = torch._C
+    hooks = of_torch._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == CHECKPOINT
+
+
+def _checkpointed(error: BaseException) -> str | None:
+    """The class of the innermost module whose forward pass called torch.utils.checkpoint, where the error came out of
+    that; None elsewhere."""
+    frame, module = error.__traceback__, None
+    while frame is not None:
+        if frame.tb_frame.f_globals.get("__name__") == CHECKPOINT:
+            return module or "a checkpointed part"
+        holder = frame.tb_frame.f_locals.get("self")
+        module = type(holder).__name__ if isinstance(holder, nn.Module) else module
+        frame = frame.tb_next
+    return None
 
 
 def unseen_use(name: str) -> ConfigError:

@@ -11,7 +11,7 @@ twice) has a gradient that is the sum over its uses, and its norm is that of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +28,7 @@ from dptrain.gradients.bookkeeping.contribution import (
     kept_outer,
 )
 from dptrain.gradients.bookkeeping.groups import Groups
-from dptrain.gradients.bookkeeping.norms import gram_norm
+from dptrain.gradients.bookkeeping.norms import LOOPS, gram_norm
 
 if TYPE_CHECKING:
     from dptrain.gradients.bookkeeping.tape import Tape
@@ -95,7 +95,10 @@ class Tokens:
 
     def resolve(self, tape: Tape) -> Contribution:
         key = ("tokens", tuple(self.a.shape[1:]), self.g.shape[2], self.a.dtype, str(self.a.device))
-        return tape.chooser.take(key, self._ways(tape))
+        return tape.chooser.take(key, self._ways(tape), len(self.a), lambda few: self._first(few)._ways(tape))
+
+    def _first(self, units: int) -> Tokens:
+        return replace(self, a=self.a[:units], g=self.g[:units])
 
     def _ways(self, tape: Tape) -> dict[str, Way]:
         tokens, d = self.a.shape[1:]
@@ -104,14 +107,23 @@ class Tokens:
             return {"product": partial(self.outer, tape, 1)}
         ways: dict[str, Way] = {}
         if tokens * (d + p) <= 8 * d * p:
-            for blocks in (1, 2, 4):
-                if blocks == 1 or tokens >= 32 * blocks:
-                    ways[f"gram{blocks}"] = partial(self.outer, tape, blocks)
+            ways |= {name: partial(self.outer, tape, blocks) for name, blocks in self.cuts(tape).items()}
         size = len(self.a) * d * p * self.a.element_size()
         slim = size <= max(MOST_KEPT, self.a.nbytes + self.g.nbytes)
         if (d * p <= 8 * tokens * (d + p) and slim) or not ways:
             ways["kept"] = partial(self.kept, tape)
         return ways
+
+    def cuts(self, tape: Tape) -> dict[str, int]:
+        """By name, how the symmetric Gram matrices may be computed: in how many blocks, or by loops."""
+        ways = {f"gram{blocks}": blocks for blocks in (1, 2, 4) if blocks == 1 or self.a.shape[1] >= 32 * blocks}
+        if tape.chooser.compiled and self.a.device.type == "cpu" and self.a.dtype == torch.float32:
+            ways["gram_loops"] = LOOPS
+        return ways
+
+    def tied(self, tape: Tape, table: Table, blocks: int) -> Tied:
+        """Together with look-ups of the same table."""
+        return Tied.of(self.outer(tape, blocks), table)
 
     def outer(self, tape: Tape, blocks: int) -> Outer:
         """Held by its factors, with the norm from Gram matrices."""
@@ -160,8 +172,9 @@ def combine(tape: Tape, seen: list[Seen]) -> Contribution:
         return table.resolve(tape)
     if joined.turned:
         return PerUnit(added_up(tape, seen).contiguous())
-    blocks = 2 if joined.a.shape[1] >= 64 else 1
-    return Tied.of(joined.outer(tape, blocks), table.resolve(tape))
+    found = table.resolve(tape)
+    key = ("tied", tuple(joined.a.shape[1:]), joined.g.shape[2], joined.a.dtype, str(joined.a.device))
+    return tape.chooser.take(key, {name: partial(joined.tied, tape, found, n) for name, n in joined.cuts(tape).items()})
 
 
 def _rows(lookups: Lookups) -> tuple[int, int | None]:
@@ -169,6 +182,8 @@ def _rows(lookups: Lookups) -> tuple[int, int | None]:
 
 
 def _join_tokens(tokens: list[Tokens]) -> Tokens:
+    if len(tokens) == 1:
+        return tokens[0]
     return Tokens(torch.cat([use.a for use in tokens], 1), torch.cat([use.g for use in tokens], 1), tokens[0].turned)
 
 

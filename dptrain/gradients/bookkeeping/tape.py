@@ -22,6 +22,7 @@ from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.derived import Derived, reads_no_row
 from dptrain.gradients.bookkeeping.groups import Groups
 from dptrain.gradients.bookkeeping.lifted import Whole, lifted
+from dptrain.gradients.bookkeeping.refusals import checkpointing, under_checkpointing
 from dptrain.gradients.bookkeeping.seen import RowGradients, Seen, UnitGradients, added_up, combine
 
 Rule = Callable[["Tape", Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -181,6 +182,8 @@ class Tape(TorchFunctionMode):
         """Notes a use of a tracked parameter and gives its name; None for anything else."""
         name = self.name_of(value)
         if name is not None:
+            if under_checkpointing():
+                raise checkpointing(name)
             self.uses[name] += 1
         return name
 

@@ -57,6 +57,8 @@ class Applied(nn.Module):
 
 def by_way(way: str) -> Callable[[BookkeepingEngine], None]:
     """Makes an engine compute every contribution in one way, wherever a use has it."""
+    if way == "gram_loops":
+        pytest.importorskip("numba", reason="needs the extra 'fast'")
 
     class Always(dict[Any, str]):
         def get(self, key: Any, default: Any = None) -> Any:
@@ -67,6 +69,7 @@ def by_way(way: str) -> Callable[[BookkeepingEngine], None]:
 
     def prepare(engine: BookkeepingEngine) -> None:
         engine.chooser.picks = Always()
+        engine.chooser.compiled = way == "gram_loops"
 
     return prepare
 

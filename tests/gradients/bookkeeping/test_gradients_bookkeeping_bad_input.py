@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -126,12 +128,39 @@ def test_packed_sequences_and_projected_states() -> None:
     refused(projected, batch_of(TOKENS), r"model=lstm: projects its state \(proj_size\); set proj_size=0")
 
 
-def test_checkpointing_is_refused() -> None:
-    def forward(m: Any, x: Tensor) -> Any:
-        return checkpoint(m.inner, x, use_reentrant=False)
+CHECKPOINTED: dict[str, Callable[[Any, Tensor, bool], Any]] = {
+    "all": lambda m, x, r: checkpoint(m.inner, x, use_reentrant=r),
+    "behind": lambda m, x, r: m.inner(checkpoint(torch.tanh, m.first(x), use_reentrant=r)),
+    "by closure": lambda m, x, r: (lambda h: m.inner(checkpoint(lambda: h * h.tanh(), use_reentrant=r)))(m.first(x)),
+    "of weights": lambda m, x, r: F.linear(x, checkpoint(torch.tanh, m.first.weight, use_reentrant=r)),
+    "nothing kept": lambda m, x, r: m.inner(checkpoint(lambda h: h + 1.0, m.first(x), use_reentrant=r)),
+    "in front": lambda m, x, r: m.inner(checkpoint(torch.tanh, x, use_reentrant=r)),
+}
 
-    module = Applied(forward, inner=nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)))
-    refused(module, batch_of(TOKENS), "as gradient checkpointing does; turn checkpointing off")
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", list(CHECKPOINTED))
+def test_checkpointing_is_refused_or_right(name: str, reentrant: bool) -> None:
+    """A use that is noted twice, or once without its gradient, would be a wrong sum."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    module = Applied(lambda m, x: CHECKPOINTED[name](m, x, reentrant), inner=inner, first=nn.Linear(6, 6))
+    if not reentrant and name in ("nothing kept", "in front"):  # the backward pass needs no second forward pass
+        agree(module, batch_of(TOKENS, "unequal"))
+        return
+    where = {"all": "inner.0.weight", "of weights": "first.weight"}.get(name, "a checkpointed part")
+    where = "Applied" if reentrant else where
+    refused(
+        module,
+        batch_of(TOKENS),
+        f"model={where}: keeps values .*as gradient checkpointing does; turn checkpointing off and set execution.m",
+    )
+
+
+def test_inputs_made_to_require_gradients_are_refused() -> None:
+    """What transformers' gradient_checkpointing_enable() adds to the embeddings' forward pass."""
+    module = Applied(lambda m, x: m.inner(m.first(x).requires_grad_()), inner=nn.Linear(6, 3), first=nn.Linear(6, 6))
+    refused(module, batch_of(TOKENS), r"model=requires_grad_\(\): is called .*; call gradient_checkpointing_disable")
 
 
 def test_a_parameter_that_meets_itself() -> None:
@@ -159,6 +188,10 @@ def _no_memory() -> PerUnit:
     raise RuntimeError("[enforce fail at alloc_cpu.cpp:116] . DefaultCPUAllocator: not enough memory: you tried to")
 
 
+def _none_to_map() -> PerUnit:
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you")
+
+
 def _on_the_gpu() -> PerUnit:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
@@ -171,11 +204,52 @@ def test_ways_without_memory_drop_out_of_the_first_trial() -> None:
     chooser.settle()
 
 
-@pytest.mark.parametrize("way", [_no_memory, _on_the_gpu])
+@pytest.mark.parametrize("way", [_no_memory, _none_to_map, _on_the_gpu])
 def test_no_memory_for_any_way_names_the_setting(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ways = "dptrain.gradients.bookkeeping.seen.Tokens._ways"
     monkeypatch.setattr(ways, lambda self, tape: {"kept": way, "gram1": way})
     refused(nn.Linear(6, 3), batch_of(TOKENS), "execution.physical_batch_size=5: does not fit in memory; lower it")
+
+
+ENDS_WITHOUT_MEMORY = """
+import torch
+from dptrain.data.batches import PhysicalBatch
+from dptrain.errors import ConfigError
+from dptrain.gradients.bookkeeping.engine import BookkeepingEngine
+from dptrain.gradients.protocol import ClippingRule, EngineSettings
+from dptrain.training.memory import keep_within
+
+torch.set_num_threads(1)
+Linear = torch.nn.Linear
+module = torch.nn.Sequential(Linear(64, 512), torch.nn.Tanh(), Linear(512, 512), Linear(512, 2))
+loss = lambda outputs, targets: outputs.flatten(1).sum(1)
+
+def batch(rows):
+    return PhysicalBatch(torch.randn(rows, 64, 64), torch.zeros(rows), torch.arange(rows), torch.ones(rows))
+
+def engine(limit):
+    return BookkeepingEngine(module, loss, ClippingRule(1.0, None), EngineSettings(pass_limit=limit))
+
+engine(None).clipped_parts(batch(4))
+large = batch(2048)
+keep_within(320 << 20)
+try:
+    engine(None).clipped_parts(large)
+except ConfigError as error:
+    print(error)
+print(len(engine(64 << 20).clipped_parts(large)[1].norms))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits by setrlimit")
+def test_a_machine_without_memory_is_one_line_and_a_limit_helps() -> None:
+    """Allocations fail for real: 2,048 rows of 64 tokens keep some 800 MiB, where 320 are to be had."""
+    done = subprocess.run([sys.executable, "-c", ENDS_WITHOUT_MEMORY], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == [
+        "execution.physical_batch_size=2048: does not fit in memory; lower it, or set execution.memory_limit",
+        "2048",
+    ]
 
 
 def test_other_errors_of_a_trial_stay_what_they_are() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dptrain.data.batches import PhysicalBatch
 
-LINEAR = ["gram1", "kept"]
+LINEAR = ["gram1", "gram_loops", "kept"]
 CONVOLUTION = ["loop", "grouped", "bands", "unfolded", "gram", "loop, again", "grouped, again", "bands, again"]
 
 

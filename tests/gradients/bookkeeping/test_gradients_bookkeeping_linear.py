@@ -30,7 +30,7 @@ def test_linear_with_any_leading_dimensions(
     assert not engine.without_rule
 
 
-@pytest.mark.parametrize("way", ["gram1", "gram2", "gram4", "kept"])
+@pytest.mark.parametrize("way", ["gram1", "gram2", "gram4", "gram_loops", "kept"])
 @pytest.mark.parametrize("layout", ["one row", "unequal"])
 @pytest.mark.parametrize("narrow", [24, 5])
 def test_every_way_to_a_linear_norm(way: str, layout: str, narrow: int) -> None:
