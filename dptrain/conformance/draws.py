@@ -32,12 +32,13 @@ def two_sided(seen: int, trials: int, rate: float) -> float:
 def draws_law(stand: Stand) -> Iterator[Result]:
     """All of them, of the run's own sampler."""
     yield rate_of_many(stand)
+    yield rate_of_many(stand.at_rate(stand.asked.sampling_rate), "sampling, planned rate")
     yield sizes_of_draws(stand)
     yield empty_draws(stand)
     yield each_step(stand)
 
 
-def rate_of_many(stand: Stand) -> Result:
+def rate_of_many(stand: Stand, name: str = "sampling, rate") -> Result:
     """Inclusions among many units, none of whose rows is looked at."""
     first = stand.rows.inputs[:1]
     crowd = Rows(
@@ -49,7 +50,7 @@ def rate_of_many(stand: Stand) -> Result:
     seen = sum(len(trainer.draw(step)) for step in range(DRAWS))
     p = two_sided(seen, MANY * DRAWS, q)
     says = f"{seen / MANY / DRAWS / q:.4f} of the planned one over {MANY * DRAWS} chances, p {p:.2g}"
-    return Result("sampling, rate", p >= ALPHA, f"{says} (false alarms {ALPHA:.0e})")
+    return Result(name, p >= ALPHA, f"{says} (false alarms {ALPHA:.0e})")
 
 
 def empty_draws(stand: Stand) -> Result:

@@ -43,11 +43,13 @@ def norms(stand: Stand) -> Result:
 
 
 def clipped_sums(stand: Stand) -> Iterator[Result]:
-    """The sum of all units: under the plan's C, where all are clipped, and where none is."""
+    """The sum of all units: under the plan's C, where all are clipped, where the longest is, and where none is."""
     batch, units = stand.all_rows(), torch.arange(stand.rows.num_units)
     free = exact(stand, batch, units, math.inf).norms
     largest, smallest = float(free.max()), float(free[free > 1e-6 * free.max()].min())
-    for name, clip in (("sum", stand.clip), ("sum, all clipped", smallest / 4), ("sum, none clipped", largest * 4)):
+    above_mean = (float(free[free.isfinite()].mean()) + largest) / 2
+    norms = {"": stand.clip, ", all clipped": smallest / 4, ", few clipped": above_mean, ", none clipped": largest * 4}
+    for name, clip in ((f"sum{which}", clip) for which, clip in norms.items()):
         wanted = exact(stand, batch, units, clip).clipped_sum
         total = added(stand.engine(clip), batch, stand.count)[0]
         error = float((total - wanted).norm()) / clip / len(units)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dptrain.config_conform import ConformConfig
 from dptrain.conformance import draws, engine, fine, laws, places, steps
+from dptrain.conformance.price import price
 from dptrain.conformance.ranks import two_ranks
 from dptrain.conformance.reference import rough_gradients
 from dptrain.conformance.stand import Result, Stand, build_stand
@@ -58,6 +59,7 @@ def exact_checks(stand: Stand) -> Iterator[Result]:
     yield engine.on_grid(stand)
     yield from steps.recorded_steps(stand)
     yield fine.slack_paid(stand)
+    yield price(stand.asked)
 
 
 def chance_checks(stand: Stand, config: ConformConfig) -> Iterator[Result]:

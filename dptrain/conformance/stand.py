@@ -59,6 +59,8 @@ class Stand:
     rows: Rows
     """Units 0 and 1 hold the same rows; 2 is zero, 3 tiny, 4 large, where rows are real numbers."""
     plan: Plan
+    asked: Plan
+    """Of the run that was asked about; ``plan`` has a sampling rate that suits few units."""
     norm_tolerance: float
     own_tolerance: float
     unit_tolerance: float
@@ -165,6 +167,8 @@ def build_stand(setup: Setup, config: ConformConfig) -> Stand:
     if setup.source.info.task == "regression":
         targets = torch.linspace(-1.0, 1.0, len(targets)).to(targets)
     _spoil(inputs, targets, unit_id)
+    mixed = torch.randperm(len(unit_id), generator=torch.Generator().manual_seed(0))  # no unit's rows side by side
+    inputs, targets, unit_id = inputs[mixed], targets[mixed], unit_id[mixed]
     mechanism = replace(setup.plan.mechanism, sampling_rate=RATE, divisor=RATE * units, steps=config.conform.steps)
     plan = replace(
         setup.plan,
@@ -181,6 +185,7 @@ def build_stand(setup: Setup, config: ConformConfig) -> Stand:
         row_loss=setup.row_loss,
         rows=Rows(inputs, targets, unit_id),
         plan=plan,
+        asked=setup.plan,
         norm_tolerance=NORM_TOLERANCE[config.execution.dtype],
         own_tolerance=OWN_TOLERANCE[config.execution.dtype],
         unit_tolerance=max(UNIT_TOLERANCE[config.execution.dtype], mechanism.sensitivity_slack / 10.0),

@@ -115,15 +115,15 @@ def layer_norm_rows_meet(patch: Patch) -> None:
 
 def last_bias_scaled(patch: Patch) -> None:
     """The last bias learns twice as fast: its clipped sum is doubled before the noise."""
-    original = BookkeepingEngine._weighted_sums
+    original = BookkeepingEngine.clipped_parts
 
-    def sums(self: Any, tape: Any, moving: Any, losses: Tensor) -> Any:
-        parts, stats = original(self, tape, moving, losses)
+    def sums(self: Any, batch: Any) -> Any:
+        parts, stats = original(self, batch)
         if len(parts) > 1:
             parts[-1] = parts[-1] * 2.0
         return parts, stats
 
-    patch(BookkeepingEngine, "_weighted_sums", sums)
+    patch(BookkeepingEngine, "clipped_parts", sums)
 
 
 MUTANTS: dict[str, Mutant] = {
