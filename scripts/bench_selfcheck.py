@@ -1,18 +1,19 @@
 """What the self-check costs: the tanh CNN, Fashion-MNIST's shape, 60,000 units, expected batch 2,048, secure noise.
 
-    python scripts/bench_selfcheck.py pairs [rounds=8] [pairs=40] [physical=256] [same=0]
-                                            the run with and without it, a step of each by turns in one process
+    python scripts/bench_selfcheck.py turns [pairs=300] [physical=256] [same=0]
+                                            one run that checks itself on every second step
     python scripts/bench_selfcheck.py parts [steps=66] [physical=256]
                                             seconds within the self-check's own calls
 
-Prints Markdown. ``pairs``: the two runs share the rows and are given the same draws (so that a step of one has the rows
-of the other's) but pay for their own; which goes first alternates; CPU time of the whole process, all of its threads.
-The engine's choice of a way per layer, made by timings on the first step, is that of one run for both: two choices can
-lie 10 % of a step apart. Where two runs lie in memory alone moves one against the other by half a percent for as long
-as they live: so every round builds both anew, and the interval is Student's t over rounds. ``same=1`` turns the
-self-check off in both: what is left is the error of the method. Steps on which units are recomputed, one in 64, are few
-and dear: their surplus is measured by itself and counted as often as it comes in a run. Of the others, the mean
-difference of a round's pairs but the outermost tenth on each side.
+Prints Markdown. ``turns``: model, weights, engine with its choices, rows, noise, optimizer and the memory of the sum
+are one and the same; every draw is stepped on twice, with the self-check and without, and which comes first alternates;
+CPU time of the whole process, all of its threads. What differs is what a run without it would not do: more units to
+sample, the dummies' pass, more coordinates of noise and release, the look. The private units' pass, nearly all of a
+step, is the same work on the same rows in both, and by chance a few percent longer in one or the other: so it is
+timed by itself, and the difference is taken of all the rest. ``same=1`` leaves the self-check out of both: the error
+of the method. Mean of the differences but the outermost tenth on each side, with Student's interval of a trimmed
+mean. Units are recomputed on one step in 64: those steps' recomputation is timed by itself and counted as often as it
+comes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from __future__ import annotations
 import functools
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.stats
@@ -35,6 +35,7 @@ from torch import Tensor
 from dptrain.config import ExecutionConfig, ModelConfig, TrainConfig
 from dptrain.config_selfcheck import SelfCheckConfig
 from dptrain.data.source import Rows
+from dptrain.gradients.draw_sum import DrawSum
 from dptrain.keystream import Keystream
 from dptrain.models.build import ModelSpec, build_model
 from dptrain.training.assemble import build_trainer
@@ -79,109 +80,104 @@ def cnn(enabled: bool, steps: int, physical: int) -> Trainer:
     return build_trainer(config, plan, build_model(spec), pictures(), cross_entropy, Keystream())
 
 
+class Stopwatch:
+    """A call and the CPU seconds spent in it, of all threads, since ``spent`` was set to 0."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call, self.spent = call, 0.0
+
+    def __call__(self, *given: Any) -> Any:
+        before = time.process_time()
+        try:
+            return self._call(*given)
+        finally:
+            self.spent += time.process_time() - before
+
+
 class Turns:
-    """Two runs in two threads, of which one goes at a time, a step each."""
+    """One run that checks itself on every second step: all else it is made of is the same in both kinds of step.
 
-    def __init__(self, steps: int, physical: int, same: bool, built_first: bool) -> None:
-        self.steps, self.physical = steps, physical
-        self.enabled = {True: not same, False: False}
-        self.built_first = built_first
-        self.spent: dict[bool, list[float]] = {True: [], False: []}
-        self.recomputed: set[int] = set()
-        self._gates = {True: threading.Semaphore(0), False: threading.Semaphore(0)}
-        self._ready = threading.Semaphore(0)
-        self._draws: dict[int, Tensor] = {}
-        self._choosers: dict[str, Any] = {}
+    Args:
+        pairs: of steps on one draw, one with the self-check and one without.
+        same: no step has it; what is left is the error of the method.
+    """
 
-    def run(self) -> None:
-        """Steps 0, 1, ... of both; the run with the self-check goes first at even ones."""
-        threads = [
-            threading.Thread(target=self._race, args=(on,), daemon=True)
-            for on in (self.built_first, not self.built_first)
-        ]
-        for thread in threads:
-            thread.start()
-            self._ready.acquire()
-        for step in range(self.steps):
-            for on in (True, False) if step % 2 == 0 else (False, True):
+    def __init__(self, pairs: int, physical: int, same: bool) -> None:
+        self.pairs = pairs
+        checked = cnn(True, 2 * pairs + 2, physical)
+        check, engine = cast("Any", checked.selfcheck), cast("Any", checked.engine)
+        check.checker.alpha = 0.0  # looks cost the same, and a false alarm does not end the measurement
+        plain = cnn(False, 2 * pairs + 2, physical)  # of which the sampler alone is used
+        off = replace(checked, selfcheck=None, draw=plain.draw)
+        runs = {True: off if same else checked, False: off}
+        self._draws = {on: run.draw for on, run in runs.items()}
+        self._runs = {on: replace(run, draw=functools.partial(self._draw, on)) for on, run in runs.items()}
+        self._sums = {on: DrawSum(run._summed, run.grid is not None, run.compiled) for on, run in runs.items()}
+        self._sums[False]._flat = self._sums[True].flat()[: off._count]  # in the same memory
+        self._rows = torch.empty(0)
+        self._private, self._recompute = Stopwatch(engine.clipped_parts), Stopwatch(check.recompute)
+        engine.clipped_parts, check.recompute = self._private, self._recomputed
+
+    def run(self) -> dict[str, np.ndarray]:
+        """CPU seconds (pairs, 2), without and with: of the private units' pass, recomputation and all the rest."""
+        self._runs[True].module.train()
+        found = {name: np.zeros((self.pairs, 2)) for name in ("private", "recomputation", "rest")}
+        for pair in range(-1, self.pairs):  # the first one chooses a way per layer, and does not count
+            self._rows = torch.empty(0)
+            for turn, on in enumerate((True, False) if pair % 2 == 0 else (False, True)):
+                self._private.spent = self._recompute.spent = 0.0
                 before = time.process_time()
-                self._gates[on].release()
-                self._ready.acquire()
-                self.spent[on].append(time.process_time() - before)
-        for on, thread in zip((self.built_first, not self.built_first), threads, strict=True):
-            self._gates[on].release()
-            thread.join()
+                self._runs[on]._step(2 * (pair + 1) + turn, self._sums[on])
+                whole, private, recomputed = time.process_time() - before, self._private.spent, self._recompute.spent
+                if pair >= 0:
+                    found["private"][pair, int(on)] = private
+                    found["recomputation"][pair, int(on)] = recomputed
+                    found["rest"][pair, int(on)] = whole - private - recomputed
+        return found
 
-    def _race(self, on: bool) -> None:
-        torch.set_num_threads(1)  # of this thread
-        trainer = cnn(self.enabled[on], self.steps, self.physical)
-        if trainer.selfcheck is not None:
-            trainer.selfcheck.checker.alpha = 0.0  # looks cost the same, and a false alarm does not end the measurement
-        own = trainer.draw
+    def _draw(self, on: bool, step: int) -> Tensor:
+        """A draw of its own is paid for; the private units of a pair's second step are those of its first."""
+        mine = self._draws[on](step)
+        if len(self._rows) == 0:
+            self._rows = mine[mine < UNITS]
+        return torch.cat([self._rows, mine[mine >= UNITS]])
 
-        def draw(step: int) -> Tensor:
-            mine = own(step)
-            if step not in self._draws:  # both runs' rows are those of whichever comes first
-                self._draws[step] = mine[mine < UNITS]
-            elif on:
-                return torch.cat([self._draws.pop(step), mine[mine >= UNITS]])
-            else:
-                return self._draws.pop(step)
-            return mine
-
-        def note(done: int, *_: object) -> None:
-            check = trainer.selfcheck
-            if done == 1:
-                engine: Any = trainer.engine
-                engine.chooser = self._choosers.setdefault("of both", engine.chooser)
-            if check is not None and check.recomputation is not None and check.recomputation._is_now:
-                self.recomputed.add(done - 1)
-            self._ready.release()
-            self._gates[on].acquire()
-
-        self._ready.release()
-        self._gates[on].acquire()
-        replace(trainer, draw=draw).run(note)
-        self._ready.release()
+    def _recomputed(self, *given: Any) -> None:
+        """The engine's passes within it are its own and not the private units'."""
+        kept = self._private.spent
+        self._recompute(*given)
+        self._private.spent = kept
 
 
-def pairs(rounds: int, count: int, physical: int, same: bool) -> None:
-    """The paired runs."""
-    usual: list[float] = []  # of a round
-    recomputed: list[np.ndarray] = []
-    ordinary: list[np.ndarray] = []
-    plain: list[float] = []
-    for number in range(rounds):
-        turns = Turns(count + 2, physical, same, built_first=number % 2 == 0)
-        turns.run()
-        on, off = (
-            np.array(turns.spent[True])[2:],
-            np.array(turns.spent[False])[2:],
-        )  # steps 1 and 2 choose and look more
-        dear = np.isin(np.arange(2, count + 2), sorted(turns.recomputed))
-        plain.append(float(np.median(off)))
-        usual.append(_trimmed((on - off)[~dear]))
-        ordinary.append((on - off)[~dear])
-        recomputed.append((on - off)[dear])
-        print(f"round {number + 1}: {usual[-1] / plain[-1]:+.2%}", file=sys.stderr, flush=True)
-    step, seen = float(np.median(plain)), np.concatenate(recomputed)
-    surplus = float(np.median(seen) - np.median(np.concatenate(ordinary))) if len(seen) else 0.0
-    share, mean = surplus / STRETCH, float(np.mean(usual))
-    half = float(scipy.stats.t.ppf(0.975, rounds - 1) * scipy.stats.sem(usual))
-    print("| | ms a step | of the step without |\n|---|---|---|")
-    print(f"| step without (median of {rounds} rounds of {count}) | {1e3 * step:.1f} | |")
-    print(f"| more with it, steps without recomputation | {1e3 * mean:.2f} | {mean / step:+.2%} |")
-    print(f"| recomputation, one step in {STRETCH} ({len(seen)}: {1e3 * surplus:.0f} ms each)", end=" ")
-    print(f"| {1e3 * share:.2f} | {share / step:+.2%} |")
-    whole = mean + share
-    total = [f"{value / step:+.2%}" for value in (whole, whole - half, whole + half)]
-    print(f"| **all of it** (95 %, t over rounds) | **{1e3 * whole:.2f}** | **{total[0]} [{total[1]}, {total[2]}]** |")
-    print("\nEach round:", ", ".join(f"{one / step:+.2%}" for one in usual))
+def trimmed(values: np.ndarray) -> tuple[float, float]:
+    """Mean but for the outermost tenths, and half of Student's 95 % interval of it (Tukey and McLaughlin 1963)."""
+    count, cut = len(values), int(TRIMMED * len(values))
+    drawn_in = np.clip(values, *np.sort(values)[[cut, count - cut - 1]])
+    error = float(np.std(drawn_in, ddof=1)) / ((1 - 2 * TRIMMED) * count**0.5)
+    half = float(scipy.stats.t.ppf(0.975, count - 2 * cut - 1)) * error
+    return float(np.sort(values)[cut : count - cut].mean()), half
 
 
-def _trimmed(values: np.ndarray) -> float:
-    cut = int(TRIMMED * len(values))
-    return float(np.sort(values)[cut : len(values) - cut].mean())
+def turns(count: int, physical: int, same: bool) -> None:
+    """The run that checks itself on every second step."""
+    found = Turns(count, physical, same).run()
+    step = float(np.median(found["private"][:, 0] + found["rest"][:, 0]))
+    again = found["recomputation"][:, 1]
+    dear = again > 20 * np.median(again)
+    share = float(again[dear].mean()) / STRETCH if dear.any() else 0.0
+    rest, half = trimmed(np.diff(found["rest"])[:, 0])
+    passes, blur = trimmed(np.diff(found["private"])[:, 0])
+
+    def line(name: str, value: float, more: float = 0.0) -> str:
+        low, high = (f"{(value + sign * more) / step:+.2%}" for sign in (-1, 1))
+        return f"| {name} | {1e3 * value:.2f} | {value / step:+.2%} | {f'{low} to {high}' if more else ''} |"
+
+    print("| | ms a step | of the step without | 95 % |\n|---|---|---|---|")
+    print(f"| step without (median of {count}) | {1e3 * step:.1f} | | |")
+    print(line("more outside the private units' pass", rest, half))
+    print(line(f"recomputation, one step in {STRETCH} ({dear.sum()} seen)", share))
+    print(line("**these together**", rest + share, half))
+    print(line("the private units' pass, with less without", passes, blur), flush=True)
 
 
 def parts(steps: int, physical: int) -> None:
@@ -225,10 +221,10 @@ def parts(steps: int, physical: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    what, *given = sys.argv[1:] or ["pairs"]
+    what, *given = sys.argv[1:] or ["turns"]
     options = {key: int(value) for key, value in (word.split("=", 1) for word in given)}
     size = options.get("physical", 256)
     if what == "parts":
         parts(options.get("steps", 66), size)
     else:
-        pairs(options.get("rounds", 8), options.get("pairs", 40), size, bool(options.get("same", 0)))
+        turns(options.get("pairs", 300), size, bool(options.get("same", 0)))

@@ -26,6 +26,12 @@ ADVICE = (
     "no step was taken after it and those taken stay charged; see docs/selfcheck.md, and release nothing of this run"
 )
 
+DISAGREED = (
+    "a private unit that was computed again in float64 is not what the engine made of it (which one and how is not "
+    "shown); dptrain conform with these settings asks the same on made-up rows"
+)
+"""All that is said of a recomputation that failed: it is read off private units."""
+
 KEPT = "selfcheck."
 """Before the names of its tensors in a resume state."""
 
@@ -84,10 +90,8 @@ class SelfCheck:
         Raises:
             ClaimRejected: they are not what the engine made of them.
         """
-        if self.recomputation is not None:
-            wrong = self.recomputation.check(engine, batch, stats)
-            if wrong is not None:
-                self._reject(Accusation("clipping", step, wrong))
+        if self.recomputation is not None and self.recomputation.check(engine, batch, stats) is not None:
+            self._reject(Accusation("clipping", step, DISAGREED))
 
     def look(self, step: int) -> None:
         """Takes the block that was just released as a gradient.

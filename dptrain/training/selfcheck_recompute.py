@@ -1,8 +1,9 @@
 """A few private units of a few steps computed again, alone and in float64, and compared with what the engine made of
 them.
 
-In-process: nothing is written or shown but that they agree. Which steps and units is decided by the keystream, never by
-data: the first step of a process, then one of every ``STRETCH``.
+In-process: nothing is written or shown but that they agree, or do not. Which steps and units is decided by the
+keystream, never by data: the first step of a process, then one of every ``STRETCH``. Whether a model can be recomputed
+is tried on a row of zeros, so that the number of recomputed steps, which the statement shows, depends on no record.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Recomputation:
         steps: planned.
         keystream: of the choice (``Purpose.SELFCHECK``).
         autocast: of the run; None: none.
-        is_possible: whether the model runs in float64; one that does not is not recomputed, and no step counts.
+        is_possible: whether the model runs in float64, by a row of zeros; one that does not is not recomputed, and no
+            step counts. None: not tried yet.
     """
 
     module: nn.Module
@@ -54,7 +56,7 @@ class Recomputation:
     keystream: Keystream
     autocast: torch.dtype | None = None
     steps_passed: int = 0
-    is_possible: bool = True
+    is_possible: bool | None = None
     _chosen: int = 0
     _end: int = 0
     _is_now: bool = False
@@ -72,7 +74,7 @@ class Recomputation:
 
     def end(self) -> None:
         """Called after each step's clipped sum; a draw without a unit had nothing to be looked at, and counts."""
-        self.steps_passed += int(self._is_now and self.is_possible)
+        self.steps_passed += int(self._is_now and self.is_possible is not False)
 
     def check(self, engine: Engine, batch: PhysicalBatch, stats: UnitStats) -> str | None:
         """What is wrong with the step's first physical batch, in words; None where nothing is, or it is not looked at.
@@ -82,9 +84,13 @@ class Recomputation:
             batch: as it went through the engine.
             stats: what the engine said of it.
         """
-        if not (self._is_due and self.is_possible):
+        if not self._is_due:
             return None
         self._is_due = False
+        if self.is_possible is None:
+            self.is_possible = self._runs_on_zeros(batch)
+        if not self.is_possible:
+            return None
         picked = self._pick(batch)
         exact_ones = unit_gradients(self.module, self.row_loss, batch, picked)
         exact: dict[int, Tensor] = {}
@@ -92,8 +98,7 @@ class Recomputation:
         for slot in picked:
             try:
                 exact[int(slot)] = next(exact_ones)
-            except (RuntimeError, TypeError):  # float32 values of the model's own do not mix with float64
-                self.is_possible = False
+            except (RuntimeError, TypeError):  # this row alone cannot go through in float64: nothing may show of it
                 return None
             clipped, norm = self._clipped_by(engine, _rows_of(batch, slot[None]))
             if not float(clipped.norm()) <= self.sensitivity:  # also where it is not a number
@@ -107,6 +112,17 @@ class Recomputation:
         if far and not any(self._is_rough(batch, slot, exact[int(slot)]) for slot in picked):
             return "units that are clipped together do not add up to what each of them is clipped to alone"
         return None
+
+    def _runs_on_zeros(self, batch: PhysicalBatch) -> bool:
+        """Whether the model and its loss run in float64 at all, on a made-up row of the batch's shape."""
+        first = torch.zeros(1, dtype=batch.unit.dtype, device=batch.unit.device)
+        rows = torch.zeros_like(batch.inputs[:1]), torch.zeros_like(batch.targets[:1])
+        made_up = PhysicalBatch(*rows, first, torch.ones_like(batch.weight[:1]))
+        try:
+            _ = list(unit_gradients(self.module, self.row_loss, made_up, first))
+        except (RuntimeError, TypeError):  # float32 values of the model's own do not mix with float64
+            return False
+        return True
 
     def _pick(self, batch: PhysicalBatch) -> Tensor:
         """(n,) slots, at most ``units``, whose rows together fit a physical batch."""

@@ -22,8 +22,9 @@ from dptrain.gradients.draw_sum import DrawSum
 from dptrain.gradients.protocol import ClippingRule
 from dptrain.privacy.statement_schema import faults
 from dptrain.run_folder import read_json
-from dptrain.training import assemble, loop
+from dptrain.training import assemble, loop, selfcheck_recompute
 from dptrain.training.loop import Trainer
+from dptrain.training.selfcheck import DISAGREED
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ENGINES = ["bookkeeping", "vmap", "opacus_hooks", "opacus_ghost", "loop"]
@@ -205,6 +206,37 @@ def test_under_bfloat16_rough_units_are_let_be_and_merged_ones_are_seen(engine: 
         assert honest.run(lambda *_: None).status == "finished"
     merged = runs.clipped_per_batch(make(engine=engine, dtype="bfloat16", scale=1.0, recompute=4, batch=40))
     assert accused(merged) == ("clipping", 1)
+
+
+def test_a_row_that_float64_cannot_take_changes_nothing_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement's count of recomputed steps is public: no record may move it, and a failure says one thing only."""
+    plain, touched = make(recompute=4, batch=40), make(recompute=4, batch=40)
+    exact = selfcheck_recompute.unit_gradients
+
+    def refuses(module: Any, row_loss: Any, batch: Any, units: Tensor, *more: Any) -> Iterator[Tensor]:
+        if bool(batch.inputs.any()):
+            raise RuntimeError("a private row")
+        yield from exact(module, row_loss, batch, units, *more)
+
+    assert plain.run(lambda *_: None).status == "finished"
+    monkeypatch.setattr(selfcheck_recompute, "unit_gradients", refuses)
+    assert touched.run(lambda *_: None).status == "finished"
+    counts = [t.selfcheck.record()["recomputed_steps"] for t in (plain, touched) if t.selfcheck is not None]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("fault", ["longer", "merged"])
+def test_a_failed_recomputation_tells_one_thing_whatever_failed(fault: str) -> None:
+    """Which check failed follows from private units: the message is the same for all."""
+    trainer = without_clipping(1.1, recompute=4) if fault == "longer" else make(recompute=4, batch=40)
+    assert trainer.selfcheck is not None and trainer.selfcheck.recomputation is not None
+    if fault == "longer":
+        trainer.selfcheck.recomputation.rule = ClippingRule(trainer.plan.mechanism.clipping_norm, None)  # type: ignore[union-attr]
+    else:
+        trainer = runs.clipped_per_batch(trainer)
+    assert accused(trainer)[0] == "clipping"
+    assert trainer.selfcheck is not None and trainer.selfcheck.accusation is not None
+    assert trainer.selfcheck.accusation.says == DISAGREED
 
 
 OVERRIDES = [
