@@ -92,16 +92,19 @@ def attack_result(
         non_members: (m,) scores.
         fprs: rates of interest, in (0, 1).
         confidence: coverage.
-        share: number of attacks among which the error of the claim's bounds is shared.
+        share: number of attacks among which the error of the claim's bounds is shared, and that of "auc_together":
+            whoever picks the highest AUC of all attacks must read this interval (Bonferroni).
     """
     roc = roc_curve(members, non_members)
     low, high = auc_interval(members, non_members, roc.auc, confidence)
+    together = auc_interval(members, non_members, roc.auc, 1 - (1 - confidence) / share)
     fpr, tpr = thinned(roc)
     counts = sorted({allowed_count(rate, roc.non_members) for rate in (*CLAIM_RATES, *fprs)})
     alpha = (1 - confidence) / (share * len(counts))
     return {
         "name": name,
         "auc": {"value": roc.auc, "low": low, "high": high},
+        "auc_together": {"low": together[0], "high": together[1], "intervals": share},
         "tpr": [_rate(members, non_members, tpr_at(roc, rate), rate, confidence) for rate in fprs],
         "roc": {"fpr": fpr, "tpr": tpr},
         "bounds": [_bound(members, non_members, count, alpha) for count in counts],

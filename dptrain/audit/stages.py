@@ -225,8 +225,19 @@ def keep(subject: Subject, findings: dict[str, Any], server: str | None) -> None
     """Writes internal/audit.json and copies it to the internal MLflow experiment."""
     stored = {key: value for key, value in findings.items() if key != "objective"}
     write_json(subject.folder.internal_audit, stored)
-    numbers = {f"auc_{a['name']}": float(a["auc"]["value"]) for a in findings["attacks"]}
-    log_internal(subject.folder, numbers, [subject.folder.internal_audit], str(findings["verdict"]), server)
+    log_internal(subject.folder, _numbers(findings), [subject.folder.internal_audit], str(findings["verdict"]), server)
+
+
+def _numbers(findings: dict[str, Any]) -> dict[str, float]:
+    """Metrics of the internal experiment: AUC and TPR of every attack, epsilon shown and claimed, p-value."""
+    found: dict[str, Any] = {}
+    for attack in findings["attacks"]:
+        found[f"auc_{attack['name']}"] = attack["auc"]["value"]
+        found |= {f"tpr_{a['fpr']:g}_{attack['name']}": a["tpr"] for a in attack["tpr"] if "refused" not in a}
+    checked = findings["claim_check"]
+    found |= {name: findings[name] for name in ("epsilon_claimed", "epsilon_low", "epsilon_ceiling")}
+    found |= {"epsilon_low_canaries": checked.get("epsilon_low"), "p_value": (checked.get("test") or {}).get("p_value")}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def say(subject: Subject, findings: dict[str, Any]) -> None:

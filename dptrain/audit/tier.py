@@ -19,7 +19,14 @@ from torch import Tensor
 from dptrain.audit.attack import attack_result
 from dptrain.audit.exposed import exposed_groups
 from dptrain.audit.groups import Grouping
-from dptrain.audit.reference_attacks import ATTACKS, References, between_models, choose_offset, scores
+from dptrain.audit.reference_attacks import (
+    ATTACKS,
+    FEWEST_PAIRS,
+    References,
+    between_models,
+    choose_offset,
+    scores,
+)
 from dptrain.audit.reference_store import ReferenceName, ReferenceStore
 from dptrain.audit.signals import Signals, check_task, signals, stack
 from dptrain.checkpoint.bundle import Bundle
@@ -32,6 +39,9 @@ from dptrain.run_folder import CACHE, RunFolder
 EXPOSED_BY = "rmia"
 """The attack that ranks groups; fixed before any score is seen."""
 LARGEST_STACK = 16
+ENOUGH = 64
+"""References after which no more are trained: every one is attacked by all others, a time that grows with the square of
+their number, and that no budget for training foresees."""
 
 
 class Speed(Protocol):
@@ -227,6 +237,8 @@ def _train(
     assert budget is not None
     if tier.names and _narrow(tier, settings):
         return "none trained: the interval was narrow enough", None
+    if len(tier.names) >= ENOUGH:
+        return f"none trained: {ENOUGH} references are enough", None
     names = tier.store.missing(seed, LARGEST_STACK // 2)
     speed = trainer.speed([tier.store.included(name) for name in names], [name.training_seed for name in names])
     tell(f"references: about {speed.seconds:.3g} s each, {speed.why}")
@@ -254,6 +266,8 @@ def _train(
         tell(f"references: {len(tier.names)} ready, the last {count} in {time.monotonic() - began:.1f} s")
         if _narrow(tier, settings):
             return f"{speed.why}; stopped early, the interval is narrow enough", round(speed.seconds, 3)
+        if len(tier.names) >= ENOUGH:
+            return f"{speed.why}; stopped early, {ENOUGH} references are enough", round(speed.seconds, 3)
 
 
 def _fitting(left: float, speed: Speed) -> int:
@@ -266,7 +280,7 @@ def _fitting(left: float, speed: Speed) -> int:
 
 def _narrow(tier: Tier, settings: AuditSettings) -> bool:
     references = tier.references()
-    if len(np.unique(references.pair)) < 4:
+    if len(np.unique(references.pair)) < FEWEST_PAIRS:
         return False
     rate, offset = settings.fpr[:1], choose_offset(references)
     bars = between_models(references, offset, rate, settings.confidence, [EXPOSED_BY])

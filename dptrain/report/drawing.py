@@ -13,8 +13,14 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette: distinct with every common kind of colour vision.
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#5f6b76"
-LINES = [(VERMILION, "-"), (PURPLE, "--"), (GREEN, "-."), (GREY, ":")]
-"""Attacks, one after another; blue is the promise's."""
+LINES: list[tuple[str, Any]] = [
+    (VERMILION, "-"),
+    (PURPLE, "--"),
+    (GREEN, "-."),
+    (GREY, ":"),
+    ("#E69F00", (0, (6, 1.5))),
+]
+"""Attacks, one after another, as many as are drawn; blue is the promise's."""
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "dptrain",
     "svg.fonttype": "none",

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from dptrain.report.audit_facts import selfcheck
 from dptrain.report.phrases import (
     MISSING,
     duration,
@@ -124,7 +125,7 @@ def cards(record: RunRecord) -> list[Card]:
         if strongest is None:
             made.append(Card("Attack AUC", "not run", "dptrain audit runs it"))
         else:
-            note = _against_guessing(record, strongest["auc"])
+            note = _against_guessing(record, strongest)
             tone = "found" if note.startswith("better") else "plain"
             made.append(Card("Attack AUC", f"{strongest['auc']['value']:.3f}", note, tone))
     else:
@@ -146,6 +147,7 @@ def promise(record: RunRecord) -> list[Row]:
         ("Neighbouring data", ADJACENCY.get(adjacency, adjacency).format(unit=unit)),
         ("Claim", CLAIM.get(claim, claim)),
     ]
+    rows += selfcheck(record)
     rows += choice_of_settings(record)
     published = record.get("statement.scope.nonprivate_metrics") or []
     if published:
@@ -306,15 +308,20 @@ def _strongest(record: RunRecord) -> dict[str, Any] | None:
     return max(usable, key=lambda a: a["auc"]["value"], default=None)
 
 
-def _against_guessing(record: RunRecord, auc: dict[str, Any]) -> str:
-    """Where an AUC's interval lies beside 0.5."""
-    low, high = auc.get("low"), auc.get("high")
+def _against_guessing(record: RunRecord, attack: dict[str, Any]) -> str:
+    """Where the highest AUC lies beside 0.5, by the interval that holds for all attacks together: it was picked."""
+    together, count = attack.get("auc_together"), len(_attacks(record))
+    ends = together if isinstance(together, dict) else attack["auc"]
+    low, high = ends.get("low"), ends.get("high")
     if not (is_number(low) and is_number(high)):
         return "0.5 is guessing"
-    ends = f"{level(record)} interval {low:.3f} to {high:.3f}"
+    if count > 1 and ends is not together:  # an audit of before: the interval is that of one attack by itself
+        return f"0.5 is guessing; the highest of {count} attacks, {low:.3f} to {high:.3f} by itself"
+    of = f"the highest of {count} attacks; " if count > 1 else ""
+    said = f"{of}{level(record)} interval{' for all of them' if count > 1 else ''} {low:.3f} to {high:.3f}"
     if low > 0.5:
-        return f"better than guessing (0.5); {ends}"
-    return f"not told apart from guessing (0.5); {ends}" if high >= 0.5 else f"0.5 is guessing; {ends}"
+        return f"better than guessing (0.5); {said}"
+    return f"not told apart from guessing (0.5); {said}" if high >= 0.5 else f"0.5 is guessing; {said}"
 
 
 def _unless(default: str, value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from dptrain.report import facts, reference_facts
+from dptrain.report import audit_facts, facts, reference_facts
 from dptrain.report.parts import bullets, column, facts_list, page, section
 from dptrain.report.phrases import small
 from dptrain.report.plots import figures
@@ -126,8 +126,15 @@ def _audit(record: RunRecord, drawn: dict[str, str]) -> str:
     table = f'<table class="attacks"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>' if rows else ""
     words = f"<p><strong>{escape(facts.verdict(record))}</strong></p>" if facts.verdict(record) else ""
     words += f'<p class="by">{escape(facts.audit_sample(record))}</p>'
+    words += facts_list(audit_facts.epsilon_rows(record))
     figure = f'<div class="roc">{_figure("roc", drawn, record)}</div>'
-    return section(title, f"{words}{table}{figure}{_references(record)}")
+    return section(title, f"{words}{table}{figure}{_canaries(record)}{_references(record)}")
+
+
+def _canaries(record: RunRecord) -> str:
+    """What canaries say about the claim; empty where none were planted."""
+    sentence, rows = audit_facts.canaries(record)
+    return column("Canaries", f"<p>{escape(sentence)}</p>" + facts_list(rows)) if sentence else ""
 
 
 def _references(record: RunRecord) -> str:

@@ -9,7 +9,7 @@ from dptrain.report.drawing import BLUE, GREY, LINES, STYLE, VERMILION, new_figu
 from dptrain.report.facts import NAMES
 from dptrain.report.phrases import epsilon_up, is_number, rate, small
 from dptrain.report.record import RunRecord
-from dptrain.report.roc_data import curve_of, legend_name
+from dptrain.report.roc_data import curves_of, legend_name
 from dptrain.report.tradeoff import draw_tradeoff, tradeoff_of
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 ROC_FLOOR = 1e-4
 BANDED = "rmia"
 """The attack whose curve gets a band; the last one drawn where it was not made."""
-LEFT_OUT = ("logit_difference", "lira_offline")
-"""Attacks that are not drawn where there are more than the figure can tell apart."""
 
 
 def figures(record: RunRecord) -> dict[str, str]:
@@ -111,10 +109,7 @@ def _tradeoff(record: RunRecord) -> tuple[Figure, str] | None:
 
 def _roc(record: RunRecord) -> tuple[Figure, str] | None:
     """ROC of the attacks on log axes, over the region that the claim allows."""
-    curves = [(str(a.get("name")), *curve_of(a)) for a in record.audit.get("attacks") or [] if isinstance(a, dict)]
-    curves = [(name, fpr, tpr) for name, fpr, tpr in curves if len(fpr) > 1]
-    if len(curves) > len(LINES):  # one of each kind; the table has them all
-        curves = [curve for curve in curves if curve[0] not in LEFT_OUT]
+    curves = curves_of(record)
     if not curves:
         return None
     floor = _floor(record)

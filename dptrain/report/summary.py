@@ -46,7 +46,9 @@ def _attack(record: RunRecord, folder: RunFolder) -> str:
         return "no attack gave a number"
     best = max(known, key=lambda attack: attack["auc"]["value"])
     auc = best["auc"]
-    words = f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}) by {best['name'].replace('_', ' ')}; "
+    ends = best.get("auc_together") or auc
+    words = f"AUC {auc['value']:.3f} ({ends['low']:.3f} to {ends['high']:.3f}) by {best['name'].replace('_', ' ')}"
+    words += f", the highest of {len(known)}; " if len(known) > 1 else "; "
     references = record.get("audit.references.count")
     return words + "0.5 is guessing" + _found(best) + (f"; {references} references" if references else "")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from dptrain.report import facts, reference_facts
+from dptrain.report import audit_facts, facts, reference_facts
 from dptrain.report.phrases import printable
 from dptrain.report.record import RunRecord
 
@@ -35,6 +35,8 @@ def render_text(record: RunRecord) -> str:
     lines += _section("How good it is", _table(facts.final_metrics(record)))
     if record.tier == "internal":
         lines += _section("What an attack found", _attacks(record))
+        sentence, rows = audit_facts.canaries(record)
+        lines += _section("What canaries say", _wrap(sentence) + _table(rows))
         lines += _section("What reference models add", _references(record))
     lines += _section("Run", _table(facts.run_facts(record)))
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -44,6 +46,7 @@ def _attacks(record: RunRecord) -> list[str]:
     if not record.audit:
         return _wrap("No audit yet. 'dptrain audit' attacks this checkpoint.")
     lines = _wrap(facts.verdict(record)) + _wrap(facts.audit_sample(record))
+    lines += _table(audit_facts.epsilon_rows(record))
     for attack in facts.attacks(record):
         rows = [("AUC", attack.auc)] + [(f"members found at {fpr} FPR", text) for fpr, text in attack.found]
         lines += ["", *_wrap(f"Attack: {attack.name}"), *_table(rows)]

@@ -106,7 +106,7 @@ def draw_tradeoff(record: RunRecord) -> tuple[Figure, str] | None:
     curve = tradeoff_of(record)
     if curve is None:
         return None
-    figure = new_figure(4.9)
+    figure = new_figure(5.6)
     axes = figure.subplots()
     axes.fill_between(curve.alphas, curve.betas, color=GREY, alpha=0.16, linewidth=0, label="ruled out by the promise")
     axes.plot(curve.alphas, curve.betas, color=BLUE, linewidth=2.2, label="the best test that the promise allows")
@@ -118,22 +118,19 @@ def draw_tradeoff(record: RunRecord) -> tuple[Figure, str] | None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes.set(xlabel="non-members called members (type I error)", ylabel="members missed (type II error)")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure, "Trade-off curve: members missed against false alarms"
 
 
 def _attacks(axes: Axes, record: RunRecord) -> None:
     """The audit's ROC curves, upside down; a public record holds no audit."""
     from dptrain.report.drawing import LINES
-    from dptrain.report.roc_data import curve_of, legend_name
+    from dptrain.report.roc_data import curves_of, legend_name
 
-    for index, attack in enumerate(a for a in record.audit.get("attacks") or [] if isinstance(a, dict)):
-        fpr, tpr = curve_of(attack)
-        if len(fpr) > 1:
-            colour, dash = LINES[index % len(LINES)]
-            name = legend_name(str(attack.get("name")))
-            missed = [1.0 - rate for rate in tpr]
-            axes.plot(fpr, missed, color=colour, linestyle=dash, linewidth=1.5, drawstyle="steps-post", label=name)
+    for index, (name, fpr, tpr) in enumerate(curves_of(record)):
+        colour, dash = LINES[index % len(LINES)]
+        style = {"color": colour, "linestyle": dash, "linewidth": 1.5, "drawstyle": "steps-post"}
+        axes.plot(fpr, [1.0 - rate for rate in tpr], label=legend_name(name), **style)
 
 
 def _points(record: RunRecord) -> list[tuple[float, float]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,29 @@ def test_references_are_kept_and_taken_up_again(tmp_path: Path, monkeypatch: pyt
     settings.write_text(settings.read_text().replace('"run_id": "', '"run_id": "other'))
     with pytest.raises(ConfigError, match="another run"):
         audited(run, "audit.budget=5s")
+
+
+def test_two_processes_at_once_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Hydra's launcher, each with its seed: no pair twice, no torn file; an audit afterwards attacks with all."""
+    monkeypatch.chdir(tmp_path)
+    run = trained(tmp_path / "run", "privacy=off")
+    given = [f"run={run}", "audit.fpr=[0.05]", "audit.budget=15s", "audit.narrow=1e-6", "seed=3,4"]
+    launcher = ["--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from dptrain.cli import main; main()", "audit", *given, *launcher],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = run / "internal" / "references"
+    files = sorted(path.name for path in folder.iterdir() if path.suffix != ".json")
+    assert all(name.endswith(".safetensors") for name in files)  # nothing half written is left
+    assert {name[:2] for name in files} == {"s3", "s4"}
+    assert {name[-13] for name in files} == {"a", "b"} and len(files) % 2 == 0
+    found = audited(run, "audit.budget=1s", "audit.narrow=1.0", "seed=3")["references"]
+    assert found["count"] >= len(files)  # every file is read, and its mask is that of its name
+    assert {entry["seed"] for entry in found["seeds"]} == {3, 4}
 
 
 def test_references_of_a_private_run_are_trained_with_its_noise(

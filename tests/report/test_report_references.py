@@ -90,3 +90,54 @@ def test_names_from_the_run_are_escaped(make_run: MakeRun) -> None:
     page = write_report(with_references(make_run(), references(HOSTILE)), "internal").read_text()
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
+
+
+CHECKED = {
+    "canaries": {"kind": "crafted", "count": 400},
+    "sentence": "Not rejected: no violation larger than the claimed epsilon 3 found.",
+    "level": 0.01,
+    "test": {"p_value": 0.37, "assumption": "whatever depends on what"},
+    "independent_test": {"p_value": 0.21, "assumption": "independent canaries"},
+    "bounds": [
+        {"name": "one_run", "epsilon": 0.71, "delta": 1e-5, "confidence": 0.95, "assumption": "fair coins"},
+        {"name": "gaussian", "epsilon": 1.93, "delta": 1e-5, "confidence": 0.95, "assumption": HOSTILE},
+    ],
+}
+
+
+def test_canaries_are_on_the_page_with_what_each_bound_assumes(make_run: MakeRun) -> None:
+    folder = make_run()
+    write_json(folder.internal_audit, read_json(folder.internal_audit) | {"claim_check": CHECKED, "epsilon_low": 0.25})
+    page = write_report(folder, "internal").read_text()
+    text = " ".join(render_text(read_record(folder, "internal")).split())
+    for words in ("no violation larger than", "0.37", "0.21", "0.71", "1.93", "fair coins", "at least 0.25"):
+        assert words in page and words in text, words
+    assert HOSTILE not in page
+    for wrong in (3, {"canaries": {"count": 1}, "bounds": [3], "test": 4}):
+        write_json(folder.internal_audit, read_json(folder.internal_audit) | {"claim_check": wrong})
+        assert "What an attack found" in write_report(folder, "internal").read_text()
+    assert "fair coins" not in write_report(folder, "public").read_text()
+
+
+def test_the_page_says_what_the_run_found_of_itself(make_run: MakeRun) -> None:
+    folder = make_run()
+    said = {"state": "passed", "steps": 1170, "looks": 12, "recomputed_steps": 20}
+    said |= {"noise_ratio": "0.9991", "noise_interval": ["0.9966", "1.0016"]}
+    for block, words in (
+        (said, "0.9991 of the planned deviation [0.9966, 1.0016]"),
+        ({"state": "off"}, "off: the run"),
+    ):
+        write_json(folder.statement, read_json(folder.statement) | {"selfcheck": block})
+        assert words in write_report(folder, "internal").read_text()
+
+
+def test_the_highest_of_several_aucs_is_read_by_the_interval_of_all(make_run: MakeRun) -> None:
+    """One of seven intervals by itself lies above 0.5 by chance; picking it is no finding."""
+    folder = make_run()
+    audit = read_json(folder.internal_audit)
+    auc = {"value": 0.536, "low": 0.502, "high": 0.570}
+    both = [{"name": n, "auc": auc, "auc_together": {"low": 0.49, "high": 0.582}, "tpr": []} for n in ("loss", "rmia")]
+    write_json(folder.internal_audit, audit | {"attacks": both})
+    page = write_report(folder, "internal").read_text()
+    assert "better than guessing (0.5)" not in page and "highest of 2 attacks" in page
+    assert "AUC 0.536 (0.490 to 0.582)" in dict(six_lines(folder, "internal"))["attack"]
