@@ -51,8 +51,11 @@ def read_adapter(path: str) -> Adapter:
         raise ConfigError(FIELD, path, "no such folder", WRITTEN)
     if not (folder / WEIGHTS).is_file():
         unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
-        found = f"holds {unsafe[0]}, which can run code when it is read, and no" if unsafe else "lacks"
-        raise ConfigError(FIELD, path, f"{found} {WEIGHTS}", WRITTEN)
+        if unsafe:
+            remedy = f"'dptrain convert weights={folder / unsafe[0]} into={folder / WEIGHTS}' takes its tensors alone"
+            problem = f"holds {unsafe[0]}, which can run code when it is read, and no {WEIGHTS}"
+            raise ConfigError(FIELD, path, problem, remedy)
+        raise ConfigError(FIELD, path, f"lacks {WEIGHTS}", WRITTEN)
     rank, alpha = _settings(folder, path)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as opened:

@@ -53,14 +53,23 @@ def layers_for(body: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def suggest_names(pattern: str, names: Sequence[str]) -> str:
-    """Near names, numbers of layers left out: a whole model's names would fill a page."""
+    """The nearest end or beginning of a name, numbers of layers left out: a whole model's names would fill a page.
+
+    >>> suggest_names("haed.*", ["body.layer.0.query.weight", "head.weight"])
+    "did you mean 'head.*'?"
+    """
     short = list(dict.fromkeys(".".join("*" if part.isdigit() else part for part in n.split(".")) for n in names))
     plain = pattern.replace("*", "").strip(".")
-    ends = {".".join(name.split(".")[-plain.count(".") - 1 :]): name for name in short}
-    near = difflib.get_close_matches(plain, ends, n=1, cutoff=0.6) if plain else []
-    if not near:
-        return "names are " + ", ".join(short[:12])
-    return f"did you mean '{near[0] if ends[near[0]] == near[0] else f'*.{near[0]}'}'?"
+    if plain:
+        parts = plain.count(".") + 1
+        found = {name: name for name in short}
+        found |= {".".join(name.split(".")[:parts]): f"{'.'.join(name.split('.')[:parts])}.*" for name in short[::-1]}
+        found |= {".".join(name.split(".")[-parts:]): f"*.{'.'.join(name.split('.')[-parts:])}" for name in short[::-1]}
+        found |= {name: name for name in short}
+        near = difflib.get_close_matches(plain, found, n=1, cutoff=0.6)
+        if near:
+            return f"did you mean '{found[near[0]]}'?"
+    return "names are " + ", ".join(short[:12])
 
 
 def add_lora(module: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:

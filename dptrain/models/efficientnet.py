@@ -96,18 +96,30 @@ class ImageClassifier(nn.Module):
         head: (R, F) -> (R, num_outputs).
         size: S; pictures are brought to it bilinearly; grey ones are taken three times.
         normalise: whether features are brought to length 1.
+        mean, std: what is taken off each channel in [0, 1], and by what the rest is divided; halves bring it to
+            [-1, 1].
     """
 
-    def __init__(self, body: nn.Module, head: nn.Module, size: int, normalise: bool) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Module,
+        size: int,
+        normalise: bool,
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    ) -> None:
         super().__init__()
         self.body, self.head, self.size, self.normalise = body, head, size, normalise
+        self.mean, self.std = mean, std
 
     def features(self, rows: Tensor) -> Tensor:  # (R, C, H, W) -> (R, F)
         """What the body makes of each picture."""
         rows = rows.expand(-1, 3, -1, -1) if rows.shape[1] == 1 else rows
         if rows.shape[2:] != (self.size, self.size):
             rows = F.interpolate(rows, (self.size, self.size), mode="bilinear", align_corners=False)
-        made = self.body(2.0 * rows - 1.0)
+        mean, std = (rows.new_tensor(three)[:, None, None] for three in (self.mean, self.std))
+        made = self.body((rows - mean) / std)
         return F.normalize(made, dim=1) if self.normalise else made
 
     def mapped(self, rows: Tensor) -> Tensor:  # (R, C, H, W) -> (R, F)

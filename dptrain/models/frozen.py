@@ -54,7 +54,7 @@ def frozen_features(body: FrozenBody, inputs: Tensor, cache_dir: Path | None) ->
 def _digest(module: nn.Module) -> str:
     """SHA-256 of everything but the head that decides what ``mapped`` gives."""
     whole = hashlib.sha256(f"{type(module).__name__} {torch.__version__}".encode())
-    for name in ("pad", "pooling", "causal", "normalise", "layers", "size"):
+    for name in ("pad", "pooling", "causal", "normalise", "layers", "size", "mean", "std"):
         whole.update(f" {name}={getattr(module, name, None)}".encode())
     whole.update(repr(getattr(getattr(module, "body", None), "config", "")).encode())
     for name, value in module.state_dict().items():

@@ -90,9 +90,9 @@ def weight_files(path: str | Path) -> list[Path]:
     unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in UNSAFE)
     if unsafe:
         problem = f"holds {unsafe[0]}, which can run code when it is read, and no safetensors"
-        remedy = (
-            "where its maker is trusted, load it with transformers and save_pretrained() it: that writes safetensors"
-        )
+        remedy = f"'dptrain convert weights={folder / unsafe[0]}' takes its tensors and runs none of it"
+        if len(unsafe) > 1 or unsafe[0].endswith((".h5", ".msgpack", ".pkl")):
+            remedy = "where its maker is trusted, load it with its library and save_pretrained() it as safetensors"
         raise ConfigError("model.path", path, problem, remedy)
     raise ConfigError("model.path", path, "holds no *.safetensors", "give the folder that save_pretrained() wrote")
 
