@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": "runs side by side: epsilon, spend, accuracy, cost, and a plot",
     "verify": "check what a checkpoint promises: numbers, signature, files, ledger head",
     "export": "a verified bundle for transformers, peft, MLflow, ONNX or as safetensors, its statement inside",
+    "convert": "weights of others (.bin, .pth) as safetensors; no code of the file is run",
     "generate": "continuations of a text by a verified language model",
     "register": "a verified bundle as a version of a registered MLflow model",
     "sync": "send the tracker what it missed of a run",

@@ -87,12 +87,13 @@ def typed(config: Any) -> Any:
     plain = OmegaConf.to_container(config, resolve=False)
     refuse_secrets(plain)
     _refuse_unknown(plain, OmegaConf.get_type(config))
-    for key in sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(key, "???", "is needed", f"give {key}=...")
     try:
-        return OmegaConf.to_object(config)
+        missing = sorted(OmegaConf.missing_keys(config))
+        if not missing:
+            return OmegaConf.to_object(config)
     except Exception as error:
         raise readable(error) from error
+    raise ConfigError(missing[0], "???", "is needed", f"give {missing[0]}=...")
 
 
 def _refuse_unknown(node: Any, schema: Any, key: str = "") -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 60
+"""More than these are not listed in a refusal."""
+
 
 class DptrainError(ValueError):
     """An error the user can act on. The command line prints its message as one line."""
@@ -68,8 +71,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
     >>> suggest("noise_multiplyer", ["noise_multiplier", "delta"])
     "did you mean 'noise_multiplier'?"
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f"did you mean '{near[0]}'?"
+    if len(names) > MOST_NAMES:  # a line as long as a page says nothing
+        return f"none of the {len(names)} known names is near; --help lists them"
     return "choose one of " + ", ".join(names) if names else "none is known"

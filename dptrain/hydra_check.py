@@ -9,6 +9,7 @@ Hydra is imported inside functions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 ELSEWHERE = ("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
 FOLDER = ("--config-dir", "-cd")
 REMEDY = "leave it out: configs name things, never code"
+MOST_VALUES = 10_000
+"""Of one key of a sweep. A range is written in a few letters, and its values may fill any memory."""
 
 
 def refuse_code(config_name: str, arguments: Sequence[str]) -> None:
@@ -41,9 +44,11 @@ def refuse_code(config_name: str, arguments: Sequence[str]) -> None:
     if {"-sc", "--shell-completion"} & set(arguments):
         return
     folders = _folders(arguments)
+    end = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    if any("range" in word for word in arguments[:end]):
+        _refuse_endless(arguments[:end])
     if not folders and not any("hydra" in word for word in arguments):
         return
-    end = next((place for place, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     try:
         for overrides in _compositions(arguments[:end], folders):
             _check(_composed(config_name, overrides, folders))
@@ -61,12 +66,42 @@ def _compositions(overrides: Sequence[str], folders: Sequence[str]) -> list[list
     for override in parsed:
         if override.is_discrete_sweep() and _is_group(override.get_key_element(), folders):
             key = override.get_key_element()
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            axes.append([f"{key}={value}" for value in swept_values(override)])
     first = [axis[0] for axis in axes]
     found = [fixed + first]
     for place, axis in enumerate(axes):
         found += [[*fixed, *first[:place], choice, *first[place + 1 :]] for choice in axis[1:]]
     return found
+
+
+def swept_values(override: Any) -> list[str]:
+    """The values of one key of a sweep, spelled out.
+
+    Raises:
+        ConfigError: there are more than ``MOST_VALUES``.
+    """
+    from hydra.core.override_parser.types import RangeSweep
+
+    given = override.value()
+    bounds: Any = (given.start, given.stop, given.step) if isinstance(given, RangeSweep) else (0, 0, 0)
+    steps = (bounds[1] - bounds[0]) / bounds[2] if bounds[2] else 0
+    values = [] if steps > MOST_VALUES else list(islice(override.sweep_string_iterator(), MOST_VALUES + 1))
+    if max(steps, len(values)) > MOST_VALUES:  # a shuffled range is spelled out at once: it is measured first
+        spelled = str(override.input_line).partition("=")[2]
+        problem = f"is more than {MOST_VALUES:,} values"
+        raise ConfigError(override.get_key_element(), spelled, problem, "sweep over fewer")
+    return values
+
+
+def _refuse_endless(overrides: Sequence[str]) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            if override.is_discrete_sweep():
+                swept_values(override)
+    except Exception as error:
+        raise readable(error) from error
 
 
 def _is_group(key: str, folders: Sequence[str]) -> bool:

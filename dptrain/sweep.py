@@ -12,6 +12,7 @@ from typing import Any
 
 from dptrain.compose import compose, config_dir, readable, register_schemas
 from dptrain.errors import ConfigError
+from dptrain.hydra_check import swept_values
 
 BASIC = ("hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "hydra._internal.core_plugins.basic_launcher")
 VALIDATED = 32
@@ -142,7 +143,7 @@ def _axis(override: Any) -> Axis:
     key = _key(override)
     if not override.is_discrete_sweep():
         raise ConfigError(key.lstrip("+"), override.input_line, "is no list of values", "write them out: a,b,c")
-    return Axis(key.lstrip("+~"), tuple(f"{key}={value}" for value in override.sweep_string_iterator()))
+    return Axis(key.lstrip("+~"), tuple(f"{key}={value}" for value in swept_values(override)))
 
 
 def _hydra_settings(command: str, fixed: Sequence[str], folder: str | None) -> Any:

@@ -1,6 +1,6 @@
 """What resume states, journal, gates and tracking cost a whole run: the quickstart with all of it on, and off.
 
-    python scripts/bench_all_on.py [ROUNDS]      prints the table of docs/results/all_on.md
+    python scripts/bench_all_on.py [ROUNDS] [--without-third]      prints the table of docs/results/all_on.md
 
 Each run is a process of its own, by turns with its counterparts, in one folder with one MLflow database, as a user's
 runs are; every round gives one ratio of CPU time (all threads) and one of wall time. ``on`` is what
@@ -49,7 +49,8 @@ def main(rounds: int) -> None:
         for number in range(rounds):
             for way in list(WAYS)[:: 1 if number % 2 == 0 else -1]:
                 found[way].append(spent(folder, WAYS[way], f"r{number}-{list(WAYS).index(way)}"))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            ratio = np.array(found["on"][-1]) / np.array(found["plain"][-1])
+            print(f"round {number + 1} of {rounds}: CPU {ratio[0]:.3f}, wall {ratio[1]:.3f}", file=sys.stderr)
     print("| way | CPU s | wall s | CPU, beside plain | wall, beside plain |")
     print("|---|---|---|---|---|")
     plain = np.array(found["plain"])
@@ -62,4 +63,7 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 6)
+    if "--without-third" in sys.argv:
+        del WAYS["plain, no MLflow"]
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    main(numbers[0] if numbers else 6)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 from fuzz_broken import HYDRA, PICKLE, TEXTS, VALUES, broken_bytes, broken_value, broken_weights
+from fuzz_folder_cases import foreign_case, quarantine_case, run_folder_case
 
 from dptrain.bundle_files import file_facts, listed_files, manifest_text, signature_text
 from dptrain.checkpoint.bundle import load_bundle, save_bundle
@@ -294,5 +295,8 @@ KINDS: dict[str, tuple[Callable[[Room, Path, random.Random], Read], int]] = {
     "config": (config_case, 8),
     "override": (override_case, 8),
     "keys and heads": (keys_case, 6),
+    "run to resume": (run_folder_case, 8),
+    "quarantine": (quarantine_case, 6),
+    "weights of others": (foreign_case, 8),
 }
 """Kind -> (maker, share)."""

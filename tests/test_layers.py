@@ -35,6 +35,7 @@ FLOOR = {
     "config_checkpoint": 0,
     "config_compare": 0,
     "config_conform": 0,
+    "config_convert": 0,
     "config_finetune": 0,
     "config_export": 0,
     "config_gate": 0,

@@ -1,8 +1,8 @@
-"""Sealed files: AES-256-GCM over chunks of 4 MiB, under a data key of the file's own in an envelope.
+"""Sealed files: AES-256-GCM over chunks of 256 KiB, under a data key of the file's own in an envelope.
 
     0     magic and a fixed header (512 bytes): cipher, chunk size, what the file is (``context``)
     512   two envelope slots (512 bytes each): id of a master key, the data key encrypted under it
-    1536  chunks: 4 MiB of plain text each (the last may be shorter, or empty), followed by its tag of 16 bytes
+    1536  chunks: 256 KiB of plain text each (the last may be shorter, or empty), followed by its tag of 16 bytes
 
 A chunk's nonce is its number (11 bytes) and whether it is the last (1 byte): the STREAM construction. Its associated
 data is the fixed header, and so is the envelope's. To rotate a key, the free slot is written and synced, then the old
@@ -34,7 +34,8 @@ BLOCK = 512
 """Bytes of the fixed header, and of a slot."""
 SLOTS = (BLOCK, 2 * BLOCK)
 START = 3 * BLOCK
-CHUNK = 4 << 20
+CHUNK = 256 << 10
+"""Stays in a core's own cache while it is deciphered; a file names its own, so files of larger ones open as well."""
 TAG = 16
 CIPHER = "AES-256-GCM"
 

@@ -106,6 +106,9 @@ def write_key(file: Path, secret: bytes) -> None:
 def _read_file(file: Path) -> MasterKey:
     try:
         text, loose = file.read_bytes(), file.stat().st_mode & 0o077
+    except FileNotFoundError as error:
+        remedy = "restore it from a copy; where nothing was sealed yet, the first training run makes it"
+        raise ConfigError("sealing key", file, "is not there", remedy) from error
     except OSError as error:
         raise ConfigError(
             "sealing key", file, f"cannot be read ({error.strerror})", "restore it from a copy"

@@ -87,20 +87,41 @@ def remember(head: Head, place: str) -> None:
         if known is not None and known[0].sequence > head.sequence:
             return
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary.write_text(json.dumps({"place": place, "head": head.to_json()}), encoding="utf-8")
+        kept = {"place": place, "own": _is_own(place), "head": head.to_json()}
+        temporary.write_text(json.dumps(kept), encoding="utf-8")
         os.replace(temporary, file)
     except (OSError, ConfigError):
         with suppress(OSError):
             temporary.unlink()
 
 
-def lost(place: str) -> Head | None:
-    """The head of a ledger that once lay at ``place``, by what is remembered here."""
-    for file in sorted(folder().glob("*.json")):
+def newest_of(kind: str) -> Head | None:
+    """The head remembered of the one file of its kind ("quarantine-") that a room has, wherever the room lay then: a
+    room that was moved, or is reached by another path, still knows what it held."""
+    for file in sorted(folder().glob(f"{kind}*.json")):
         found = _read(file)
-        if found is not None and found[1] == place:
+        if found is not None:
             return found[0]
     return None
+
+
+def lost(place: str) -> Head | None:
+    """The head of a ledger that once lay at ``place``, by what is remembered here. The room's own ledger is known as
+    such, wherever the room lay then: it may have been moved, or be reached by another path."""
+    for file in sorted(folder().glob("*.json")):
+        found = _read(file)
+        if found is not None and (found[1] == place or (_is_own(place) and _kept_as_own(file))):
+            return found[0]
+    return None
+
+
+def _is_own(place: str) -> bool:
+    """Whether this is the ledger of the room itself, where no other is named."""
+    return place == f"sqlite:///{(home() / 'ledger.db').absolute()}"
+
+
+def _kept_as_own(file: Path) -> bool:
+    return json.loads(file.read_text(encoding="utf-8")).get("own") is True
 
 
 def _read(file: Path) -> tuple[Head, str] | None:

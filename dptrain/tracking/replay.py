@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +45,27 @@ def replay(path: Path, uri: str | None = None, allow_http: bool = False) -> dict
     folder = RunFolder(path.expanduser().absolute(), "")
     if not (folder.plan.is_file() and folder.internal.is_dir()):
         raise ConfigError("run", path, "is no run folder", "give the folder that 'dptrain train' printed")
+    with _alone(folder.internal, path):
+        return _replay(folder, uri, allow_http)
+
+
+@contextmanager
+def _alone(room: Path, path: Path) -> Iterator[None]:
+    """One process at a time: two that both make a run there would make two."""
+    handle = os.open(room, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ConfigError("run", path, "is being synced by another process", "wait for it") from error
+    finally:
+        os.close(handle)
+
+
+def _replay(folder: RunFolder, uri: str | None, allow_http: bool) -> dict[str, Any]:
     result = read_json(folder.result) if folder.result.is_file() else {}
+    if not isinstance(result, dict):
+        raise ConfigError("file", folder.result, "holds no result", "restore it from a copy")
     state = _going_on(folder, result, uri)
     target = uri if uri is not None else _trusted(state)
     tracker = MlflowTracker(target, state.experiment, allow_http=allow_http, earlier=state)
@@ -54,7 +78,7 @@ def replay(path: Path, uri: str | None = None, allow_http: bool = False) -> dict
         tracker.attach(state.run_id)
         tracker.params(settings)
     else:
-        tracker.start(str(result.get("run_id") or path.absolute().name), settings, {}, "")
+        tracker.start(str(result.get("run_id") or folder.path.name), settings, {}, "")
     write_state(folder.path / STATE, state)
     tracker.artifact(folder.plan)
     for record in read_metrics(folder.metrics):

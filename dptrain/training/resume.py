@@ -22,13 +22,11 @@ costs steps, never privacy. A ledger, a journal or rows that are behind the stat
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import sys
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +35,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from dptrain.checkpoint.home_journal import HomeJournal
 from dptrain.checkpoint.resume_state import (
     ResumeState,
     StateWriter,
@@ -50,33 +49,19 @@ from dptrain.checkpoint.resume_state import (
 )
 from dptrain.checkpoint.sealing_key import key_ring, load_key
 from dptrain.checkpoint.step_journal import StepJournal
-from dptrain.compose import typed
+from dptrain.compose import readable, typed
 from dptrain.config import TrainConfig
 from dptrain.durable import make_folder
 from dptrain.errors import ConfigError, one_line
 from dptrain.run_folder import RunFolder, read_json
+from dptrain.tracking.metrics_log import read_metrics
 from dptrain.training.budget import Budget
 from dptrain.training.drift import FREE, code_facts, plan_facts, refuse_drift, refuse_other_code
 from dptrain.training.loop import Trainer
 from dptrain.training.parts import note_part
 from dptrain.training.recorder import Recorder
+from dptrain.training.run_lock import RunLock
 from dptrain.training.setup import Setup
-
-
-class RunLock:
-    """Held while a process runs a run; the operating system lets go of it when the process dies, however it dies."""
-
-    def __init__(self, room: Path) -> None:
-        handle = os.open(room / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            who = os.read(handle, 100).decode("ascii", "replace").strip()
-            os.close(handle)
-            raise ConfigError("resume", room.parent, f"is run by another process ({who})", "wait for it") from error
-        os.ftruncate(handle, 0)
-        os.write(handle, f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode())
-        self.release = weakref.finalize(self, os.close, handle)
 
 
 @dataclass(frozen=True)
@@ -119,7 +104,8 @@ class Begun:
         refuse_drift("data", self.facts["data"]["digest"][:16], manifest["digest"][:16])
 
     def check_counted(self, executed: int) -> None:
-        """Refuses a count that lies behind the weights: a ledger or journal that was put back to an older copy."""
+        """Refuses a count that lies behind the weights, or behind the records of the run: a ledger or journal that was
+        put back to an older copy. (A step that failed before it was counted may be the last record: one more.)"""
         if executed < self.facts["steps"]:
             raise ConfigError(
                 "steps",
@@ -127,6 +113,10 @@ class Begun:
                 f"is what ledger or journal count, and the resume state has seen {self.facts['steps']}",
                 "restore the newest ledger and journal; nothing may be released before",
             )
+        seen = max((r["step"] for r in read_metrics(self.folder.metrics) if isinstance(r.get("step"), int)), default=0)
+        if executed + 1 < seen:
+            problem = f"is what ledger or journal count, and {self.folder.metrics.name} has seen {seen}"
+            raise ConfigError("steps", executed, problem, "restore the newest ledger and journal")
 
     def restore(self, trainer: Trainer, recorder: Recorder, executed: int) -> None:
         """Weights, optimizer, public random state and records as they stood; the schedule at the steps executed."""
@@ -147,11 +137,19 @@ class Begun:
     def set_bundle_aside(self) -> None:
         """The bundle of an earlier stop keeps its place in the folder, under another name: it may be out already."""
         if self.folder.checkpoint.exists():
-            steps = read_json(self.folder.checkpoint / "statement.json")["sampling"]["steps_done"]
-            aside = self.folder.path / f"checkpoint-stopped-{steps}"
+            aside = self.folder.path / f"checkpoint-stopped-{_steps_stated(self.folder.checkpoint)}"
             while aside.exists():
                 aside = aside.with_name(aside.name + "-again")
             os.rename(self.folder.checkpoint, aside)
+
+
+def _steps_stated(bundle: Path) -> str:
+    """What a bundle's statement says of steps, for a folder's name; the file may be anybody's by now."""
+    try:
+        steps = read_json(bundle / "statement.json")["sampling"]["steps_done"]
+    except (ConfigError, KeyError, TypeError, IndexError):
+        steps = None
+    return str(steps) if type(steps) is int and 0 <= steps < 10**12 else "unknown"
 
 
 def begin(run: str, given: Sequence[str] = ()) -> Begun:
@@ -170,9 +168,12 @@ def begin(run: str, given: Sequence[str] = ()) -> Begun:
     room = path / "resume"
     if not path.is_dir():
         raise ConfigError("resume", run, "no such folder", "give the folder of a run: runs/RUN")
-    if (path / "result.json").is_file() and read_json(path / "result.json").get("status") == "finished":
+    found = read_json(path / "result.json") if (path / "result.json").is_file() else {}
+    if not isinstance(found, dict):
+        raise ConfigError("file", path / "result.json", "holds no result", "restore or remove it")
+    if found.get("status") == "finished":
         raise ConfigError("resume", run, "has finished", "start a new run")
-    if (path / "result.json").is_file() and "selfcheck" in (found := read_json(path / "result.json")):
+    if "selfcheck" in found:
         problem = f"was stopped by its self-check ({found['selfcheck']})"
         raise ConfigError("resume", run, problem, "find the fault, and start a new run; see docs/selfcheck.md")
     if not room.is_dir():
@@ -213,10 +214,16 @@ def _settings(facts: dict[str, Any], path: Path, changes: Any) -> TrainConfig:
         raise ConfigError("file", stored, f"cannot be read ({one_line(str(error))})", "restore or remove it") from error
     if not isinstance(on_disk, dict):
         raise ConfigError("file", stored, "holds no settings", "restore or remove it")
+    named = on_disk.get("run")
+    if isinstance(named, dict) and named.get("id") is not None:  # a state that was moved here from another run
+        refuse_drift("run.id", facts["run_id"], named["id"])
     for key, value in _leaves(on_disk) + _leaves(asked):
         if not key.startswith(FREE):
             refuse_drift(key, base.get(key), value)
-    merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), facts["config"], changes)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), facts["config"], changes)
+    except Exception as error:
+        raise readable(error) from error
     config: TrainConfig = typed(merged)
     if not config.checkpoint.every:
         raise ConfigError("checkpoint.every", 0, "would leave steps of a resumed run uncounted", "leave it above 0")
@@ -357,7 +364,7 @@ def open_keeper(
     make_folder(room)
     lock = RunLock(room) if begun is None else begun.lock
     if not budget.is_kept:
-        budget.count_in(StepJournal(room / "journal", must_exist=begun is not None), setup.plan.steps)
+        budget.count_in(_journal(setup, manifest, room, begun is not None), setup.plan.steps)
     seconds = 0.0
     if begun is not None:
         begun.check_counted(budget.executed)
@@ -367,3 +374,11 @@ def open_keeper(
     keeper.keep(budget.executed, seconds, wait=True)
     note_part(setup, budget.executed)
     return keeper
+
+
+def _journal(setup: Setup, manifest: dict[str, Any], room: Path, must_exist: bool) -> StepJournal:
+    """Where a run without a ledger counts; private rows are counted in the user's room as well, for copies of it."""
+    file = room / "journal"
+    if setup.purpose == "debug" or not setup.plan.is_private:
+        return StepJournal(file, must_exist)
+    return HomeJournal(file, setup.folder.run_id, manifest["salt"], must_exist)

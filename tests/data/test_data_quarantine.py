@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -231,6 +232,22 @@ def test_tampering_is_caught_and_nothing_is_written_over_it(case: str, filled: P
 def test_a_file_that_is_gone_is_missed(filled: Path) -> None:
     filled.unlink()
     assert "is missing: 5 rows were seen here" in refused()
+
+
+def test_a_file_that_is_gone_is_missed_from_a_room_that_was_moved(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room lies elsewhere now, or is reached by another path: what it held is missed all the same."""
+    moved = tmp_path / "moved"
+    shutil.copytree(filled.parent, moved)
+    monkeypatch.setenv("DPTRAIN_HOME", str(moved))
+    assert read_chain().rows
+    for content in (None, b"", b"{"):
+        (moved / filled.name).unlink(missing_ok=True)
+        if content is not None:
+            (moved / filled.name).write_bytes(content)
+        with pytest.raises(ConfigError, match=r"is missing: [0-9]+ rows were seen here"):
+            read_chain()
 
 
 def test_another_s_quarantine_is_not_taken_for_ours(

@@ -225,3 +225,14 @@ def test_a_leak_is_rejected_with_its_own_exit_code(base: list[str], capsys: pyte
         stages._outputs = held
     assert "contradicts" in said
     assert read_json(Path("leak/internal/audit.json"))["rejected"] is True
+
+
+@pytest.mark.parametrize("words", [["hydra.job.name=range(9223372034854775807)"], ["seed=range(0,1e300)", "--multirun"],
+                                   ["optimizer.lr=shuffle(range(99999999999))", "-m"]])  # fmt: skip
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_range_without_end_is_refused_before_it_fills_the_memory(
+    command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "experiment=quickstart", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("dptrain: error: ") and said.count("\n") == 1 and len(said) < 400

@@ -35,7 +35,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-broken, cases, fuzz = (_load(name) for name in ("fuzz_broken", "fuzz_cases", "fuzz"))
+broken, _, cases, fuzz = (_load(name) for name in ("fuzz_broken", "fuzz_folder_cases", "fuzz_cases", "fuzz"))
 
 
 @pytest.mark.parametrize("kind", list(cases.KINDS))

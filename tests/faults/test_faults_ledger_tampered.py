@@ -281,3 +281,21 @@ def test_no_ledger_is_begun_where_a_head_without_content_may_be_of_one_that_is_g
     assert remembered.read_bytes() == b""
     remembered.unlink()
     assert open_ledger(None).accounts() == []
+
+
+def test_a_ledger_that_was_lost_with_a_move_of_the_room_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The room lies elsewhere now: its own ledger, gone, is not begun anew with nothing spent."""
+    rooms = [tmp_path / name for name in ("room", "moved")]
+    monkeypatch.setenv("DPTRAIN_HOME", str(rooms[0]))
+    with closing(open_ledger(None)) as ledger:
+        ledger.create_account("ward", 3, 1e-5)
+    rooms[0].rename(rooms[1])
+    monkeypatch.setenv("DPTRAIN_HOME", str(rooms[1]))
+    for file in rooms[1].glob("ledger.db*"):
+        file.unlink()
+    with pytest.raises(LedgerBroken, match="of 2 rows lay here and is gone"):
+        open_ledger(None)
+    with closing(open_ledger(f"sqlite:///{tmp_path / 'another.db'}")) as another:
+        assert not another.accounts(), "a ledger elsewhere is another one"

@@ -37,6 +37,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("dptrain verify pa", "path="),
         ("dptrain compare ru", "runs="),
         ("dptrain bench bench.sec", "bench.seconds="),
+        ("dptrain convert str", "strip="),
     ],
 )
 def test_completion(line: str, expected: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from resumed_run import (
     COUNTED,
+    FREE,
     KEY,
     KINDS,
     STEPS,
@@ -303,3 +305,27 @@ def test_the_best_weights_seen_before_are_kept(monkeypatch: pytest.MonkeyPatch) 
     records += [json.loads(line) for line in Path("r", "metrics.jsonl").read_text().splitlines()][len(records) :]
     best = max(record["test_accuracy"] for record in records if "test_accuracy" in record)
     assert read_json(Path("r", "result.json"))["metrics"]["test_accuracy"] == best
+
+
+def test_steps_go_on_while_a_state_is_being_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that hangs: every step is taken while the state of the first is still on its way; none piles up behind."""
+    taken, seen_by_the_disk = threading.Event(), []
+    honest = resume_state.write_state
+
+    def hangs(*arguments: Any) -> Path:
+        if len(seen_by_the_disk) == 1:  # the one at the start was waited for: nothing was released before it
+            assert taken.wait(300), "the steps waited for the disk"
+        seen_by_the_disk.append(arguments[1].facts["steps"])
+        return honest(*arguments)
+
+    monkeypatch.setattr(resume_state, "write_state", hangs)
+    release = loop.Trainer._release
+
+    def last(self: Trainer, number: int, total: Any) -> None:
+        release(self, number, total)
+        if number + 1 == STEPS:
+            taken.set()
+
+    monkeypatch.setattr(loop.Trainer, "_release", last)
+    assert go(FREE) == 0
+    assert seen_by_the_disk[:2] == [0, 1] and len(seen_by_the_disk) <= 4
