@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 _ZEROS = bytes(1 << 18)
 """Plain text to encrypt: the keystream is the encryption of zeros, taken in pieces that stay in cache."""
+_ROOM = 16
+"""Bytes that the library wants to see behind what it writes (15, as a block of AES has 16)."""
 
 
 class Purpose(IntEnum):
@@ -32,6 +34,10 @@ class Purpose(IntEnum):
     FAST_NOISE = 5
     TRIALS = 6
     SELFCHECK = 7
+
+
+def _zeros(size: int) -> memoryview:
+    return memoryview(_ZEROS)[:size]
 
 
 class Keystream:
@@ -78,18 +84,24 @@ class Stream:
 
     def __init__(self, cipher: Cipher[modes.CTR]) -> None:
         self._encryptor = cipher.encryptor()
-        self._scratch = bytearray(len(_ZEROS) + 15)
+        self._scratch = bytearray(2 * _ROOM)
 
     def fill(self, out: np.ndarray) -> np.ndarray:
         """Fills a contiguous array, whatever its dtype, with fresh random bits and returns it."""
         if not out.flags.c_contiguous:
             raise ValueError("only a contiguous array can be filled in place")
         view = memoryview(out.view(np.uint8).reshape(-1))  # pyright: ignore[reportArgumentType]
-        for start in range(0, len(view), len(_ZEROS)):
-            size = min(len(_ZEROS), len(view) - start)
-            zeros = _ZEROS if size == len(_ZEROS) else memoryview(_ZEROS)[:size]
-            self._encryptor.update_into(zeros, self._scratch)
-            view[start : start + size] = memoryview(self._scratch)[:size]
+        done = 0
+        while done < len(view):
+            left = len(view) - done
+            if left > _ROOM:  # into its place, with room behind it that comes later
+                size = min(len(_ZEROS), left - _ROOM)
+                self._encryptor.update_into(_zeros(size), view[done:])
+            else:
+                size = left
+                self._encryptor.update_into(_zeros(size), self._scratch)
+                view[done:] = memoryview(self._scratch)[:size]
+            done += size
         return out
 
     def uint64(self, count: int) -> np.ndarray:

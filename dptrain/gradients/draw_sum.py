@@ -127,7 +127,10 @@ class _Blocks:
         """The next entries: at least one and at most ``most``."""
         if len(self._left) == 0:
             self._left = next(self._pieces)
-        piece, self._left = self._left[:most], self._left[most:]
+        if len(self._left) <= most:
+            piece, self._left = self._left, torch.empty(0)
+        else:
+            piece, self._left = self._left[:most], self._left[most:]
         return piece
 
 
@@ -140,21 +143,24 @@ def _release(
         return
     done = 0
     while done < len(source):
-        noise = blocks.next(len(source) - done).to(source.device)
+        noise = blocks.next(len(source) - done)
         stop = done + len(noise)
-        kinds = (source.dtype, noise.dtype, grad.dtype)
-        if on_grid and compiled and kinds[1:] == (torch.float64, torch.float32):
-            from dptrain.gradients.compiled import released
-
-            released(source[done:stop], noise, scale, grad[done:stop])
-        elif compiled and not on_grid and set(kinds) == {torch.float32}:
-            from dptrain.gradients.compiled import added
-
-            added(source[done:stop], noise, scale, grad[done:stop])
-        elif on_grid:  # whole numbers beyond 2^24 need float64
-            grad[done:stop] = source[done:stop].to(torch.float64, copy=True).round_().add_(noise).mul_(scale)
-        elif grad.dtype == source.dtype:
-            torch.add(source[done:stop], noise, out=grad[done:stop]).mul_(scale)
-        else:
-            grad[done:stop] = (source[done:stop] + noise) * scale
+        _release_piece(source[done:stop], noise.to(source.device), scale, grad[done:stop], on_grid, compiled)
         done = stop
+
+
+def _release_piece(source: Tensor, noise: Tensor, scale: float, grad: Tensor, on_grid: bool, compiled: bool) -> None:
+    if compiled and on_grid and (noise.dtype, grad.dtype) == (torch.float64, torch.float32):
+        from dptrain.gradients.compiled import released
+
+        released(source, noise, scale, grad)
+    elif compiled and not on_grid and {source.dtype, noise.dtype, grad.dtype} == {torch.float32}:
+        from dptrain.gradients.compiled import added
+
+        added(source, noise, scale, grad)
+    elif on_grid:  # whole numbers beyond 2^24 need float64
+        grad[:] = source.to(torch.float64, copy=True).round_().add_(noise).mul_(scale)
+    elif grad.dtype == source.dtype:
+        torch.add(source, noise, out=grad).mul_(scale)
+    else:
+        grad[:] = (source + noise) * scale

@@ -18,9 +18,12 @@ import math
 import numpy as np
 
 from dptrain.compiling import loop
+from dptrain.noise.secure import CUT
 
 BLOCK = 1024
 """Pairs a block: its arrays take at most 100 KB."""
+FEW = 256
+"""Pairs that are looked at together for one that is not certain."""
 
 
 f32, i32 = np.float32, np.int32
@@ -189,3 +192,34 @@ def rounded(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarray, 
     """The transform of ``secure.transform``: the same arguments, the same answer."""
     size = len(out)
     return _rounded(words, scale, out, work[0, :size], work[1, :size], threshold, cut) == 0
+
+
+@loop
+def _doubtful(gap, threshold):
+    doubtful = 0
+    for j in range(len(gap)):
+        doubtful += np.int64(not abs(gap[j]) < threshold)
+    return doubtful
+
+
+@loop
+def _suspects(radius, gap, threshold, low, high, found):
+    half, count = len(radius), 0
+    uniform = np.empty(FEW)
+    for start in range(0, half, FEW):
+        n = min(FEW, half - start)
+        cosines, sines = gap[start : start + n], gap[half + start : half + start + n]
+        _whole(radius[start : start + n], i32(0x7FFFFFFF), uniform[:n])
+        if _outside(uniform[:n], low, high) + _doubtful(cosines, threshold) + _doubtful(sines, threshold) == 0:
+            continue
+        for j in range(n):
+            if not (abs(cosines[j]) < threshold and abs(sines[j]) < threshold and low <= uniform[j] <= high):
+                found[count] = start + j
+                count += 1
+    return count
+
+
+def suspects(radius: np.ndarray, gap: np.ndarray, threshold: float) -> np.ndarray:
+    """The same indices as ``secure.suspects``."""
+    found = np.empty(len(radius), dtype=np.int64)
+    return found[: _suspects(radius, gap, threshold, CUT * 2.0**63, (1.0 - CUT) * 2.0**63, found)]

@@ -65,7 +65,7 @@ class SecureNoise:
             )
         self.scale = float(std_in_grid_steps)
         self._keystream = keystream
-        self._transform: Transform = _compiled() if compiled else transform
+        self._transform, self._suspects = _compiled() if compiled else (transform, suspects)
         self._words = np.empty(2 * PAIRS, dtype=np.int64)
         self._work = np.empty((2, 2 * PAIRS))
         self._out = np.empty(2 * PAIRS)
@@ -89,7 +89,7 @@ class SecureNoise:
             left = min(2 * PAIRS, count - start)
             part = self._out[: left + left % 2]
             words = stream.fill(self._words[: len(part)])
-            undecided = round_pairs(words, self.scale, part, self._work, self._transform)
+            undecided = round_pairs(words, self.scale, part, self._work, self._transform, self._suspects)
             if len(undecided):
                 ties = ties or self._keystream.open(Purpose.NOISE_TIE, step)
                 settle(undecided, words, self.scale, part, ties)
@@ -105,16 +105,23 @@ class SecureNoise:
 
 Transform = Callable[[np.ndarray, float, np.ndarray, np.ndarray, float, float], bool]
 """See ``transform``."""
+Suspects = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+"""See ``suspects``."""
 
 
-def _compiled() -> Transform:
+def _compiled() -> tuple[Transform, Suspects]:
     from dptrain.noise import compiled
 
-    return compiled.rounded
+    return compiled.rounded, compiled.suspects
 
 
 def round_pairs(
-    words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarray, how: Transform | None = None
+    words: np.ndarray,
+    scale: float,
+    out: np.ndarray,
+    work: np.ndarray,
+    how: Transform | None = None,
+    find: Suspects | None = None,
 ) -> np.ndarray:
     """Transforms 2h random words into 2h rounded normals and says which pairs are not certain.
 
@@ -124,6 +131,7 @@ def round_pairs(
         out: (2h,) float64, written: h cosine members, then h sine members.
         work: (2, >= 2h) float64 scratch; work[1] is left holding the normals before rounding.
         how: the transform; None for the one of this module.
+        find: finds the pairs to look at again; None likewise.
 
     Returns:
         indices of pairs to be settled; none, most of the time.
@@ -134,9 +142,21 @@ def round_pairs(
     with np.errstate(invalid="ignore"):  # a radius word of 0 gives inf - inf here, and is settled exactly
         if (how or transform)(words, scale, out, work, threshold, CUT):
             return np.empty(0, dtype=np.int64)
-        np.abs(gap, out=gap)
-        suspects = np.flatnonzero(~((gap[:half] < threshold) & (gap[half:] < threshold)) | _outside(radius))
-        return suspects[~_certain(radius[suspects], gap[:half][suspects], gap[half:][suspects], scale)]
+        doubtful = (find or suspects)(radius, gap, threshold)
+        cosine_gap, sine_gap = np.abs(gap[doubtful]), np.abs(gap[half + doubtful])
+        return doubtful[~_certain(radius[doubtful], cosine_gap, sine_gap, scale)]
+
+
+def suspects(radius: np.ndarray, gap: np.ndarray, threshold: float) -> np.ndarray:
+    """Indices of the pairs that the bound for all does not decide.
+
+    Args:
+        radius: (h,) int64 radius words.
+        gap: (2h,) normals minus what they round to, cosine members first.
+        threshold: distance from which on a rounding is not certain.
+    """
+    far = ~(np.abs(gap) < threshold)
+    return np.flatnonzero(far[: len(radius)] | far[len(radius) :] | _outside(radius))
 
 
 def transform(words: np.ndarray, scale: float, out: np.ndarray, work: np.ndarray, threshold: float, cut: float) -> bool:

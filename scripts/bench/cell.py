@@ -20,7 +20,7 @@ from torch import Tensor
 from .contenders import Plain, Settings, build
 from .workloads import WORKLOADS, Workload, growth, mean_loss
 
-WARM_UP = 2
+WARM_UP = 6
 CLOCKS: dict[str, Callable[[], float]] = {
     "cpu": time.process_time,
     "thread": time.thread_time,

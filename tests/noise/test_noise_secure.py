@@ -38,12 +38,25 @@ def compiled(request: pytest.FixtureRequest) -> bool:
 def transform(words: np.ndarray, scale: float, compiled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unrounded float64 normals, rounded ones, and undecided pairs, of given words."""
     out, work = np.empty(len(words)), np.empty((2, len(words)))
-    undecided = round_pairs(words, scale, out, work, secure._compiled() if compiled else None)
+    undecided = round_pairs(words, scale, out, work, *(secure._compiled() if compiled else (None, None)))
     return work[1].copy(), out, undecided
 
 
 def random_words(pairs: int) -> np.ndarray:
     return np.frombuffer(np.random.default_rng().bytes(16 * pairs), dtype=np.int64).copy()
+
+
+def test_both_ways_suspect_the_same_pairs() -> None:
+    """Roundings within 2^-8 of a tie, ends of U, and values that are no number; some of 5,000 pairs each."""
+    compiled = pytest.importorskip("dptrain.noise.compiled", reason="needs the extra 'fast'")
+    radius = random_words(2_500)
+    gap = np.random.default_rng().uniform(-0.5, 0.5, len(radius) * 2)
+    threshold = 0.5 - 2.0**-8
+    radius[:4], gap[4], gap[len(radius) + 5] = (0, 5, -1, 1 << 38), np.nan, np.inf
+    expected = secure.suspects(radius, gap, threshold)
+    assert {0, 1, 2, 3, 4, 5} <= set(expected.tolist())
+    assert 50 < len(expected) < 400  # 156 ties
+    np.testing.assert_array_equal(compiled.suspects(radius, gap, threshold), expected)
 
 
 def test_float64_transform_stays_far_inside_its_proved_bound(compiled: bool) -> None:
