@@ -15,6 +15,8 @@ it was off by 1e-6 of itself at most (T = 8 to 1024; identical, balanced and few
 LOUD = 100.0
 """Cancellation from which a unit is added in float64 and apart: among the others its terms, far larger than C, would
 leave their rounding errors in the sum."""
+FEW = 1 << 17
+"""Numbers up to which float64 arithmetic costs less than the calls that avoid it (30 against 150 microseconds)."""
 SMALL = 1e-28
 """Squared norms from here on cannot have lost anything that matters to underflow."""
 
@@ -22,13 +24,16 @@ SMALL = 1e-28
 def squared_norms(values: Tensor) -> Tensor:
     """(U, *shape) float32 or float64 -> (U,) float64 squared norms.
 
-    Float32 squares are added in runs of at most 64, whose sums are then added in float64: relative error below
+    Up to ``FEW`` numbers are squared and added in float64, where calls cost more than arithmetic. Of more, float32
+    squares are added in runs of at most 64, whose sums are then added in float64: relative error below
     66 2^-24 < 4e-6 in the worst case, 2e-7 as found. Units whose squares may have fallen out of what float32 holds,
     at either end, are taken again in float64.
     """
     flat = values.reshape(len(values), -1)
     if flat.dtype == torch.float64:
         return flat.square().sum(1)
+    if flat.numel() <= FEW:
+        return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square_()
     whole = flat.shape[1] // 64 * 64
     total = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
     if whole:
