@@ -71,7 +71,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     >>> suggest("noise_multiplyer", ["noise_multiplier", "delta"])
     "did you mean 'noise_multiplier'?"
     """
-    names = sorted(set(known))
+    names = sorted(set(known) - {name})  # known to another command, perhaps, and asked of this one
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f"did you mean '{near[0]}'?"

@@ -212,7 +212,7 @@ def attack(
     judged["claim_check"] = checked
     if checked["rejected"]:
         judged |= {"rejected": True, "verdict": checked["sentence"]}
-    head = {"schema": SCHEMA, "run_id": subject.folder.run_id, "seed": config.seed}
+    head = {"schema": SCHEMA, "run_id": subject.folder.run_id, "seed": config.seed, "unit": unit}
     head |= {"ledger": noted, "references": tier["references"] if tier else None}
     return head | claim | found | judged | {"seconds": round(time.monotonic() - start, 2), "objective": None}
 
@@ -242,7 +242,8 @@ def _numbers(findings: dict[str, Any]) -> dict[str, float]:
 
 def say(subject: Subject, findings: dict[str, Any]) -> None:
     """What was found, in a few lines."""
-    lines = [("members", f"{findings['members']:,} units against {findings['non_members']:,} held out")]
+    unit = f"{findings['unit']}s"
+    lines = [("members", f"{findings['members']:,} {unit} against {findings['non_members']:,} held out")]
     for found in findings["attacks"]:
         auc = found["auc"]
         lines.append(

@@ -22,9 +22,10 @@ def read_jsonl(path: Path, field: str, names: Sequence[str]) -> dict[str, list[A
         Column -> N values as JSON has them; None where a line has no such key.
 
     Raises:
-        ConfigError: a line is no UTF-8, no JSON, or no object.
+        ConfigError: a line is no UTF-8, no JSON, or no object, or no line at all has one of the columns.
     """
     columns: dict[str, list[Any]] = {name: [] for name in names}
+    found: set[str] = set()
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -32,8 +33,12 @@ def read_jsonl(path: Path, field: str, names: Sequence[str]) -> dict[str, list[A
     for number, raw in enumerate(lines, start=1):
         record = _object(path, field, number, raw)
         if record is not None:
+            found |= record.keys() & columns.keys()
             for name in names:
                 columns[name].append(record.get(name))
+    for name in names:
+        if name not in found and columns[name]:
+            raise ConfigError(field, path, f"has no column '{name}'", "check its keys and the declared columns")
     return columns
 
 

@@ -121,6 +121,12 @@ def test_bad_rows_are_refused_without_quoting_them(change: dict[str, Any], why: 
     assert SECRET not in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_a_column_that_no_line_has_is_named(tmp_path: Path) -> None:
+    file = save_lines(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=r"data\.path=.*rows\.jsonl: has no column 'patient'"):
+        source(file, unit_column="patient").load()
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -130,7 +136,7 @@ def test_bad_rows_are_refused_without_quoting_them(change: dict[str, Any], why: 
         (b'{"note": "a", "ward": "a"}\n["SECRETCELL"]\n', "line 2 is no object"),
         (b'{"note": "a", "ward": "a"}\n\n{"note": "\xff"}\n', "line 3 is not UTF-8"),
         (b'{"note": ' + b"[" * 100_000 + b"}\n", "line 1 is not JSON"),
-        (b'{"ward": "a"}\n' * 2, "row 1 has no text"),
+        (b'{"ward": "a"}\n' * 2, "has no column .note."),
     ],
 )
 def test_bad_lines_are_named(content: bytes, why: str, tmp_path: Path) -> None:
