@@ -1,12 +1,12 @@
 """What the reference tier's attacks find, and what its references cost: the figures of docs/results/audit.md.
 
     python scripts/audit_attacks.py attacks --models 18 --points 3000 --epochs 30 --out attacks.json
-    python scripts/audit_attacks.py speed --model mlp --batch 32
-    python scripts/audit_attacks.py speed --model cnn --batch 256
+    python scripts/audit_attacks.py speed --model mlp --batch 16 32 64 256 --steps 60
+    python scripts/audit_attacks.py speed --model cnn --batch 64 256 --steps 8
 
 ``attacks``: Fashion-MNIST, ``points`` training rows in paired halves, a multilayer perceptron without privacy; every
-model is a target, attacked by the pairs that it is not in. ``speed``: CPU seconds of 16 references one by one and
-stacked, one thread, the same draws.
+model is a target, attacked by the pairs that it is not in. ``speed``: CPU time of 16 references one by one, stacked and
+compiled, by turns in one process, one thread, the same draws.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,12 @@ from dptrain.config_data import DataConfig
 from dptrain.data.idx_images import fashion_mnist
 from dptrain.data.source import Rows
 from dptrain.training.losses import cross_entropy
+from dptrain.training.reference_compiled import never_compiled, train_compiled
 from dptrain.training.reference_draws import reference_draws
 from dptrain.training.reference_plain import Recipe, train_alone, train_stacked
 
 FPR = 1e-3
+STACK = 16
 ATTACKS = ("loss", "lira_online", "lira_offline", "rmia_published", "rmia", "bavaria_t", "bavaria_n")
 
 
@@ -47,10 +49,11 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=18)
     parser.add_argument("--points", type=int, default=3000)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="of attacks, the first")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--model", choices=["mlp", "cnn"], default="mlp")
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=None)
     given = parser.parse_args()
@@ -82,44 +85,46 @@ def recipe_of(rows: Rows, batch: int, steps: int) -> Recipe:
 
 
 def speed(given: argparse.Namespace) -> dict:
-    """16 references one by one, stacked, and the gap between their weights."""
+    """16 references by every way, by turns: a table, and the largest gap to the weights of one by one."""
     inputs, targets = read_rows(given.data)
     rows = Rows(inputs[: given.points], targets[: given.points])
-    recipe, count = recipe_of(rows, given.batch, given.steps), 16
-    masks = [side for pair in range(count // 2) for side in _sides(given.seed, pair, given.points)]
+    print(f"{given.model}, {STACK} models, {given.steps} steps, {given.rounds} rounds by turns, first not counted")
+    print("batch | way | CPU ms a step of all models: median (lowest to highest) | share of one by one | gap")
+    return {str(batch): _speed_at(given, rows, batch) for batch in given.batch}
 
-    def draws(k: int) -> Iterator[Tensor]:
-        members = torch.nonzero(masks[k]).flatten()
-        return reference_draws(members, given.batch, given.steps, k)
 
-    _ = train_alone(make(given.model, given.width, 0), recipe_of(rows, given.batch, 3), _first(draws(0), 3))
-    _ = train_stacked([make(given.model, given.width, 0)], recipe_of(rows, given.batch, 3), [_first(draws(0), 3)])
-    start = time.process_time()
-    alone = [train_alone(make(given.model, given.width, k), recipe, draws(k)) for k in range(count)]
-    one_by_one = time.process_time() - start
-    start = time.process_time()
-    together = train_stacked(
-        [make(given.model, given.width, k) for k in range(count)], recipe, [*map(draws, range(count))]
-    )
-    stacked = time.process_time() - start
-    pairs = zip(alone, together, strict=True)
-    gap = max(float((a[name] - b[name]).abs().max()) for a, b in pairs for name in a)
-    found = {
-        "model": given.model,
-        "batch": given.batch,
-        "steps": given.steps,
-        "cpu_one_by_one": round(one_by_one, 2),
-        "cpu_stacked": round(stacked, 2),
-        "share": round(stacked / one_by_one, 3),
-        "way": "stacked" if stacked <= 0.95 * one_by_one else "one by one",
-        "largest_gap": gap,
-    }
-    print(json.dumps(found))
+def _speed_at(given: argparse.Namespace, rows: Rows, batch: int) -> dict:
+    recipe = recipe_of(rows, batch, given.steps)
+    masks = [side for pair in range(STACK // 2) for side in _sides(given.seed, pair, given.points)]
+    members = [torch.nonzero(mask).flatten() for mask in masks]
+    ways = {"one by one": _one_by_one, "stacked": train_stacked}
+    if never_compiled(make(given.model, given.width, 0), recipe) is None:
+        ways["compiled"] = train_compiled
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    states = {}
+    for _ in range(given.rounds):
+        for way, train in ways.items():
+            modules = [make(given.model, given.width, k) for k in range(STACK)]
+            draws = [reference_draws(part, batch, given.steps, k) for k, part in enumerate(members)]
+            start = time.process_time()
+            states[way] = train(modules, recipe, draws)
+            took[way].append((time.process_time() - start) / given.steps * 1e3)
+    found = {}
+    for way, times in took.items():
+        counted, first = np.array(times[1:]), np.array(took["one by one"][1:])
+        shares = counted / first  # of the same round
+        gap = max(
+            float((a[k] - b[k]).abs().max()) for a, b in zip(states[way], states["one by one"], strict=True) for k in a
+        )
+        found[way] = {"ms": times, "share": float(np.median(shares)), "gap": gap}
+        ms = f"{np.median(counted):.1f} ({counted.min():.1f} to {counted.max():.1f})"
+        share = f"{np.median(shares):.2f} ({shares.min():.2f} to {shares.max():.2f})"
+        print(f"{batch} | {way} | {ms} | {share} | {gap:.0e}", flush=True)
     return found
 
 
-def _first(draws: Iterator[Tensor], count: int) -> Iterator[Tensor]:
-    return (draw for _, draw in zip(range(count), draws, strict=False))
+def _one_by_one(modules: Sequence[nn.Module], recipe: Recipe, draws: Sequence[Iterator[Tensor]]) -> list:
+    return [train_alone(module, recipe, own) for module, own in zip(modules, draws, strict=True)]
 
 
 def _sides(seed: int, pair: int, units: int) -> tuple[Tensor, Tensor]:
@@ -133,12 +138,13 @@ def attacks(given: argparse.Namespace) -> dict:
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(given.seed))
     points, population = order[: given.points], order[given.points : given.points + 2000]
     rows = Rows(inputs[points], targets[points])
-    steps = given.epochs * (given.points // 2) // given.batch
-    recipe = recipe_of(rows, given.batch, steps)
+    batch = given.batch[0]
+    steps = given.epochs * (given.points // 2) // batch
+    recipe = recipe_of(rows, batch, steps)
     masks = [side for pair in range(given.models // 2) for side in _sides(given.seed, pair, given.points)]
     start = time.process_time()
     members = [torch.nonzero(mask).flatten() for mask in masks]
-    draws = [reference_draws(m, given.batch, steps, given.seed * 1000 + k) for k, m in enumerate(members)]
+    draws = [reference_draws(m, batch, steps, given.seed * 1000 + k) for k, m in enumerate(members)]
     states = train_stacked(
         [make("mlp", given.width, given.seed * 1000 + k) for k in range(given.models)], recipe, draws
     )

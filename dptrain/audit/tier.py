@@ -49,7 +49,12 @@ class Speed(Protocol):
 
     @property
     def stack(self) -> int:
-        """Models trained together."""
+        """Models trained in one go."""
+        ...
+
+    @property
+    def way(self) -> str:
+        """Of a stack."""
         ...
 
     @property
@@ -58,8 +63,13 @@ class Speed(Protocol):
         ...
 
     @property
+    def way_alone(self) -> str:
+        """Of a pair by itself."""
+        ...
+
+    @property
     def alone(self) -> float:
-        """Of one reference by itself."""
+        """Of one reference, by that one."""
         ...
 
     @property
@@ -73,12 +83,12 @@ class Trainer(Protocol):
 
     digest: str
 
-    def train(self, included: Sequence[Tensor], seeds: Sequence[int], stacked: bool) -> list[dict[str, Tensor]]:
-        """States of references, one a mask."""
+    def train(self, included: Sequence[Tensor], seeds: Sequence[int], way: str) -> list[dict[str, Tensor]]:
+        """States of references, one a mask, by a way that ``speed`` gave."""
         ...
 
     def speed(self, included: Sequence[Tensor], seeds: Sequence[int]) -> Speed:
-        """Ten steps of one, and of all together."""
+        """Ten steps of one, by every way there is."""
         ...
 
 
@@ -258,7 +268,8 @@ def _train(
         chosen = tier.store.missing(seed, count // 2)[:count]
         masks = [tier.store.included(name) for name in chosen]
         began = time.monotonic()
-        states = trainer.train(masks, [name.training_seed for name in chosen], speed.stack > 1 and count > 2)
+        way = speed.way if count > 2 else speed.way_alone
+        states = trainer.train(masks, [name.training_seed for name in chosen], way)
         for name, state in zip(chosen, states, strict=True):
             tier.store.save(name, state)
         for name, state in zip(chosen, states, strict=True):

@@ -7,6 +7,7 @@ user's own class or function ``(parameters, lr, **options)`` is registered the s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -34,6 +35,15 @@ def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> 
 
 def build_schedule(config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
     """The learning rate over the planned steps: linear warm-up, then constant, linear or cosine to zero."""
+    return LambdaLR(optimizer, rate_factor(config, steps))
+
+
+def rate_factor(config: OptimizerConfig, steps: int) -> Callable[[int], float]:
+    """What the learning rate of a step, counted from 0, is multiplied by; see ``build_schedule``.
+
+    Raises:
+        ConfigError: the warm-up is as long as the plan.
+    """
     if config.warmup_steps >= steps:
         raise ConfigError(
             "optimizer.warmup_steps", config.warmup_steps, f"the plan has {steps} steps", "warm up for fewer steps"
@@ -49,4 +59,4 @@ def build_schedule(config: OptimizerConfig, optimizer: torch.optim.Optimizer, st
             return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
         return 1.0
 
-    return LambdaLR(optimizer, factor)
+    return factor

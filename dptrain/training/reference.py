@@ -2,7 +2,7 @@
 
 A recipe hands ``reference_trainer`` to ``audit``; nothing of a reference is ever released. References of a private
 run are private as the run is (same engine, clipping, noise, steps and batch), each with a fresh key of its own; those
-of a non-private run are stacked where ten steps show that this is quicker.
+of a non-private run are stacked, or trained by compiled loops, where ten steps show that this is quicker.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dptrain.data.source import Rows
 from dptrain.keystream import Keystream
 from dptrain.training.assemble import build_trainer
 from dptrain.training.mapped_rows import mapped_rows
+from dptrain.training.reference_compiled import never_compiled, train_compiled
 from dptrain.training.reference_draws import draw_size, reference_draws
 from dptrain.training.reference_plain import ELEMENTWISE, Recipe, train_alone, train_stacked
 from dptrain.training.setup import Setup, prepare
@@ -32,8 +33,11 @@ WARM_STEPS = 2
 """Steps ahead of a trial, in which torch prepares what it keeps."""
 MOST_STACKED_ROWS = 1 << 27
 """Numbers that a stacked batch of inputs may hold."""
-WORTH_STACKING = 0.95
-"""Stacked models must take at most this share of the time of single ones."""
+WORTH_IT = 0.95
+"""Another way must take at most this share of the time of one by one."""
+ALONE, STACKED, COMPILED = "one by one", "stacked", "compiled"
+COMPILING_SECONDS = 10.0
+"""What compiling takes on a slow core, once a machine: not tried where a stack of references takes less one by one."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,17 @@ class Speed:
     """Of references, measured on ten steps."""
 
     stack: int
-    """Models trained together; 1: one by one."""
+    """Models trained in one go; 1: one by one."""
+    way: str
+    """Of a stack: one by one, stacked or compiled."""
     seconds: float
     """That one reference takes by that way."""
+    way_alone: str
+    """Of a pair by itself: one by one or compiled."""
     alone: float
-    """That one reference takes by itself."""
+    """That one reference takes by that one."""
     why: str
-    """One by one or stacked, and why."""
+    """The way, and why."""
 
 
 class ReferenceTrainer:
@@ -73,56 +81,83 @@ class ReferenceTrainer:
         """Whether references are trained with clipping and noise."""
         return self._setup.plan.is_private
 
-    def train(self, included: Sequence[Tensor], seeds: Sequence[int], stacked: bool) -> list[dict[str, Tensor]]:
+    def train(self, included: Sequence[Tensor], seeds: Sequence[int], way: str) -> list[dict[str, Tensor]]:
         """One reference a mask (U,) bool of the pool's units; states as ``state_dict`` names them, on the CPU.
+
+        Args:
+            included: masks.
+            seeds: of initial weights and draws, one a mask.
+            way: one that ``speed`` gave.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; nothing of the references in hand is kept.
         """
-        return self._some_steps(included, seeds, stacked, self._setup.plan.steps)
+        return self._some_steps(included, seeds, way, self._setup.plan.steps)
 
     def speed(self, included: Sequence[Tensor], seeds: Sequence[int]) -> Speed:
-        """Takes ten steps of one reference, and where references can be stacked ten of all of them together."""
-        alone = self._seconds(included[:1], seeds[:1], stacked=False)
-        reason = self._never_stacked(included)
+        """Takes ten steps of one reference, and as many by every other way that these references allow."""
+        alone = self._seconds(included[:1], seeds[:1], ALONE)
+        reason = self._never_plain()
         if reason is not None:
-            return Speed(1, alone, alone, f"one by one: {reason}")
-        try:
-            together = self._seconds(included, seeds, stacked=True) / len(included)
-        except (RuntimeError, NotImplementedError) as error:
-            first = str(error).strip().partition("\n")[0][:120]
-            return Speed(1, alone, alone, f"one by one: the model cannot be stacked ({first})")
-        if together > WORTH_STACKING * alone:
-            return Speed(1, alone, alone, f"one by one: stacked takes {together / alone:.2f} of the time a model")
-        why = f"stacked by {len(included)}: {alone / together:.2f} times as quick as one by one"
-        return Speed(len(included), together, alone, why)
+            return Speed(1, ALONE, alone, ALONE, alone, f"{ALONE}: {reason}")
+        took, said = {ALONE: alone}, []
+        reasons = {COMPILED: self._never_compiled(seeds[0], alone), STACKED: self._never_stacked(included)}
+        for way, reason in reasons.items():
+            found = self._trial(way, included, seeds) if reason is None else reason
+            if isinstance(found, float):
+                took[way] = found
+            said.append(f"{way} {found / alone:.2f} of its time" if isinstance(found, float) else f"not {way}: {found}")
+        best = min(took, key=lambda way: took[way] if way == ALONE else took[way] / WORTH_IT)
+        single = COMPILED if best == COMPILED else ALONE
+        stack = 1 if best == ALONE else len(included)
+        quicker = "" if best == ALONE else f", {alone / took[best]:.2f} times as quick as one by one"
+        return Speed(stack, best, took[best], single, took[single], f"{best}{quicker} ({'; '.join(said)})")
 
-    def _seconds(self, included: Sequence[Tensor], seeds: Sequence[int], stacked: bool) -> float:
+    def _trial(self, way: str, included: Sequence[Tensor], seeds: Sequence[int]) -> float | str:
+        """Seconds of one reference, or why this way cannot be taken."""
+        count = len(included) if way == STACKED else 1  # compiled, one takes the same however many there are
+        try:
+            return self._seconds(included[:count], seeds[:count], way) / count
+        except (RuntimeError, NotImplementedError) as error:
+            if way != STACKED:
+                raise
+            first = str(error).strip().partition("\n")[0][:120]
+            return f"the model cannot be stacked ({first})"
+
+    def _seconds(self, included: Sequence[Tensor], seeds: Sequence[int], way: str) -> float:
         """Of a whole training of all these, by ten steps of it."""
         plan = self._setup.plan
         warm, steps = min(WARM_STEPS, plan.steps), min(TRIAL_STEPS, plan.steps)
-        self._some_steps(included, seeds, stacked, warm)
+        self._some_steps(included, seeds, way, warm)
         start = time.perf_counter()
-        self._some_steps(included, seeds, stacked, steps)
+        self._some_steps(included, seeds, way, steps)
         return (time.perf_counter() - start) * plan.steps / steps
+
+    def _never_plain(self) -> str | None:
+        """Why references must go one by one."""
+        if self.is_private:
+            return "private references go through the run's own clipping engine"
+        if not self._single_rows:
+            return "units of several rows"
+        return None if self._setup.part is None else "a part of the model is trained"
 
     def _never_stacked(self, included: Sequence[Tensor]) -> str | None:
         setup, plan = self._setup, self._setup.plan
-        if plan.is_private:
-            return "private references go through the run's own clipping engine"
         if setup.config.optimizer.name not in ELEMENTWISE:
             return f"optimizer '{setup.config.optimizer.name}' may look at more than one number at a time"
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in setup.module.modules()):
             return "batch normalisation keeps what it saw"
-        if not self._single_rows or setup.part is not None:
-            return "units of several rows" if not self._single_rows else "a part of the model is trained"
         size = self._rows.inputs[0].numel() * plan.expected_batch_size * len(included)
         if size > MOST_STACKED_ROWS or plan.expected_batch_size > setup.config.execution.physical_batch_size * 4:
             return "stacked batches would be too large"
         return None
 
+    def _never_compiled(self, seed: int, alone: float) -> str | None:
+        reason = never_compiled(self._module(seed), self._recipe(1.0))
+        return reason or ("too little to do" if alone * LARGEST_STACK < COMPILING_SECONDS else None)
+
     def _some_steps(
-        self, included: Sequence[Tensor], seeds: Sequence[int], stacked: bool, steps: int
+        self, included: Sequence[Tensor], seeds: Sequence[int], way: str, steps: int
     ) -> list[dict[str, Tensor]]:
         modules = [self._module(seed) for seed in seeds]
         if self.is_private or not self._single_rows:
@@ -134,8 +169,8 @@ class ReferenceTrainer:
             size = draw_size(expected, fewest)
             draws = [reference_draws(part, size, steps, seed) for part, seed in zip(members, seeds, strict=True)]
             recipe = self._recipe(expected * size / min(expected, fewest))  # the mean, where the run takes the mean
-            if stacked:
-                states = train_stacked(modules, recipe, draws)
+            if way in (STACKED, COMPILED):
+                states = (train_stacked if way == STACKED else train_compiled)(modules, recipe, draws)
             else:
                 states = [train_alone(module, recipe, own) for module, own in zip(modules, draws, strict=True)]
         return [{name: value.cpu() for name, value in state.items()} for state in states]

@@ -38,5 +38,6 @@ def reference_draws(members: Tensor, size: int, steps: int, seed: int) -> Iterat
         (size,) int64, a subset of ``members``.
     """
     generator = np.random.Generator(np.random.Philox(seed))
+    values = members.numpy()
     for _ in range(steps):
-        yield members[torch.from_numpy(generator.choice(len(members), size, replace=False, shuffle=False))]
+        yield torch.from_numpy(values[generator.choice(len(values), size, replace=False, shuffle=False)])

@@ -151,7 +151,7 @@ class Interrupted:
     digest: str = "d"
     calls: int = 0
 
-    def train(self, included: Sequence[Tensor], seeds: Sequence[int], stacked: bool) -> list[dict[str, Tensor]]:
+    def train(self, included: Sequence[Tensor], seeds: Sequence[int], way: str) -> list[dict[str, Tensor]]:
         self.calls += 1
         if self.calls == 2:
             raise KeyboardInterrupt
@@ -160,7 +160,7 @@ class Interrupted:
     def speed(self, included: Sequence[Tensor], seeds: Sequence[int]) -> object:
         from types import SimpleNamespace
 
-        return SimpleNamespace(stack=1, seconds=0.001, alone=0.001, why="as told")
+        return SimpleNamespace(stack=1, way="w", seconds=0.001, way_alone="w", alone=0.001, why="as told")
 
 
 def test_what_is_ready_outlives_ctrl_c(tmp_path: Path) -> None:
