@@ -33,7 +33,7 @@ from dptrain.data.idx_images import fashion_mnist
 from dptrain.data.source import Rows
 from dptrain.training.losses import cross_entropy
 from dptrain.training.reference_compiled import never_compiled, train_compiled
-from dptrain.training.reference_draws import reference_draws
+from dptrain.training.reference_draws import ReferenceDraws
 from dptrain.training.reference_plain import Recipe, train_alone, train_stacked
 
 FPR = 1e-3
@@ -105,7 +105,7 @@ def _speed_at(given: argparse.Namespace, rows: Rows, batch: int) -> dict:
     for _ in range(given.rounds):
         for way, train in ways.items():
             modules = [make(given.model, given.width, k) for k in range(STACK)]
-            draws = [reference_draws(part, batch, given.steps, k) for k, part in enumerate(members)]
+            draws = [ReferenceDraws(part, batch, given.steps, k) for k, part in enumerate(members)]
             start = time.process_time()
             states[way] = train(modules, recipe, draws)
             took[way].append((time.process_time() - start) / given.steps * 1e3)
@@ -144,7 +144,7 @@ def attacks(given: argparse.Namespace) -> dict:
     masks = [side for pair in range(given.models // 2) for side in _sides(given.seed, pair, given.points)]
     start = time.process_time()
     members = [torch.nonzero(mask).flatten() for mask in masks]
-    draws = [reference_draws(m, batch, steps, given.seed * 1000 + k) for k, m in enumerate(members)]
+    draws = [ReferenceDraws(m, batch, steps, given.seed * 1000 + k) for k, m in enumerate(members)]
     states = train_stacked(
         [make("mlp", given.width, given.seed * 1000 + k) for k in range(given.models)], recipe, draws
     )

@@ -113,7 +113,7 @@ def by_dptrain(folder: str) -> dict[str, float]:
     from audit_attacks import _sides, make, recipe_of
 
     from dptrain.data.source import Rows
-    from dptrain.training.reference_draws import reference_draws
+    from dptrain.training.reference_draws import ReferenceDraws
     from dptrain.training.reference_plain import train_stacked
 
     inputs, targets = rows(folder)
@@ -122,7 +122,7 @@ def by_dptrain(folder: str) -> dict[str, float]:
     before = cpu_seconds()
     masks = [side for pair in range(MODELS // 2) for side in _sides(0, pair, POINTS)]
     members = [torch.nonzero(mask).flatten() for mask in masks]
-    draws = [reference_draws(part, BATCH, steps, k) for k, part in enumerate(members)]
+    draws = [ReferenceDraws(part, BATCH, steps, k) for k, part in enumerate(members)]
     states = train_stacked([make("mlp", WIDTH, k) for k in range(MODELS)], recipe_of(pool, BATCH, steps), draws)
     return {"models": len(states), "cpu": round(cpu_seconds() - before, 2), "steps": steps}
 

@@ -22,7 +22,7 @@ from dptrain.keystream import Keystream
 from dptrain.training.assemble import build_trainer
 from dptrain.training.mapped_rows import mapped_rows
 from dptrain.training.reference_compiled import never_compiled, train_compiled
-from dptrain.training.reference_draws import draw_size, reference_draws
+from dptrain.training.reference_draws import ReferenceDraws, draw_size
 from dptrain.training.reference_plain import ELEMENTWISE, Recipe, train_alone, train_stacked
 from dptrain.training.setup import Setup, prepare
 from dptrain.training.start import begin_model
@@ -167,7 +167,7 @@ class ReferenceTrainer:
             members = [self._order[mask] for mask in included]
             expected, fewest = self._setup.plan.expected_batch_size, min(len(part) for part in members)
             size = draw_size(expected, fewest)
-            draws = [reference_draws(part, size, steps, seed) for part, seed in zip(members, seeds, strict=True)]
+            draws = [ReferenceDraws(part, size, steps, seed) for part, seed in zip(members, seeds, strict=True)]
             recipe = self._recipe(expected * size / min(expected, fewest))  # the mean, where the run takes the mean
             if way in (STACKED, COMPILED):
                 states = (train_stacked if way == STACKED else train_compiled)(modules, recipe, draws)

@@ -6,9 +6,8 @@ a model takes many steps within one call (``reference_loops``, numba), on the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from itertools import islice
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from dptrain.training.losses import cross_entropy
 from dptrain.training.optimizers import rate_factor
-from dptrain.training.reference_plain import WAYS, Draws, Recipe
+from dptrain.training.reference_draws import ReferenceDraws
+from dptrain.training.reference_plain import WAYS, Recipe
 
 ACTIVATIONS: dict[type, int] = {nn.ReLU: 1, nn.Tanh: 2, nn.Sigmoid: 3}
 """As ``reference_loops`` numbers them; 0 is none."""
@@ -46,7 +46,9 @@ def never_compiled(module: nn.Module, recipe: Recipe) -> str | None:
     return None
 
 
-def train_compiled(modules: Sequence[nn.Module], recipe: Recipe, draws: Sequence[Draws]) -> list[dict[str, Tensor]]:
+def train_compiled(
+    modules: Sequence[nn.Module], recipe: Recipe, draws: Sequence[ReferenceDraws]
+) -> list[dict[str, Tensor]]:
     """Trains modules one after the other, each on its own draws; the modules themselves stay as they were.
 
     Args:
@@ -60,7 +62,7 @@ def train_compiled(modules: Sequence[nn.Module], recipe: Recipe, draws: Sequence
     return [_train(module, recipe, own) for module, own in zip(modules, draws, strict=True)]
 
 
-def _train(module: nn.Module, recipe: Recipe, draws: Draws) -> dict[str, Tensor]:
+def _train(module: nn.Module, recipe: Recipe, draws: ReferenceDraws) -> dict[str, Tensor]:
     from dptrain.training.reference_loops import steps
 
     chain = _chain(module, recipe.rows.inputs)
@@ -73,17 +75,33 @@ def _train(module: nn.Module, recipe: Recipe, draws: Draws) -> dict[str, Tensor]
     factor, done = rate_factor(recipe.optimizer, recipe.steps), 0
     momentum, decay = f32(options.get("momentum", 0.0)), f32(options.get("weight_decay", 0.0))
     nesterov, divisor = f32(bool(options.get("nesterov", False))), f32(recipe.divisor)
-    for first in draws:
-        some = [first, *islice(draws, max(0, ROWS_A_CALL // len(first) - 1))]
-        drawn = torch.stack(some).numpy()
+    for some in _blocks(draws, max(1, ROWS_A_CALL // draws.size)):
         rates = np.array([recipe.optimizer.lr * factor(done + k) for k in range(len(some))], f32)
-        filled = np.concatenate([drawn, np.repeat(drawn[:, :1], -len(first) % 4, axis=1)], axis=1)
         steps(
-            pool, recipe.rows.targets.numpy(), filled, len(first), rates, sizes, np.array(kinds), values, moments,
+            pool, recipe.rows.targets.numpy(), some, draws.size, rates, sizes, np.array(kinds), values, moments,
             momentum, decay, nesterov, divisor,
         )  # fmt: skip
         done += len(some)
     return _unpacked(module, layers, values)
+
+
+def _blocks(draws: ReferenceDraws, count: int) -> Iterator[np.ndarray]:
+    """The same draws, at most so many at a time: (K, B) int64, B rounded up to fours by repeating the first row."""
+    from dptrain.training.reference_loops import subsets
+
+    generator, members, size = draws.generator(), draws.members.contiguous().numpy(), draws.size
+    by_floyd = len(members) <= 10000 or size <= len(members) // 20  # numpy shuffles the others
+    for begin in range(0, draws.steps, count):
+        some = min(count, draws.steps - begin)
+        filled = np.empty((some, (size + 3) // 4 * 4), np.int64)
+        if by_floyd:
+            most = np.arange(len(members) - size, len(members))
+            subsets(generator.integers(0, most, (some, size), endpoint=True), members, filled)
+        else:
+            for row in filled:
+                row[:size] = members[generator.choice(len(members), size, replace=False, shuffle=False)]
+                row[size:] = row[0]
+        yield filled
 
 
 def _chain(module: nn.Module, inputs: Tensor) -> tuple[list[nn.Linear], list[int]] | None:

@@ -9,6 +9,7 @@ run; the number of them is not, whose deviation would be at most the square root
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,19 +26,27 @@ def draw_size(expected: float, fewest: int) -> int:
     return max(1, min(round(expected), fewest))
 
 
-def reference_draws(members: Tensor, size: int, steps: int, seed: int) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class ReferenceDraws:
     """Each step's draw: every subset of that size is as likely as another, whatever was drawn before.
 
-    Args:
-        members: (n,) int64 indices of what may be drawn.
-        size: rows of a draw, at most n.
-        steps: number of draws.
-        seed: of this reference.
-
-    Yields:
-        (size,) int64, a subset of ``members``.
+    Iteration gives (size,) int64 tensors, each a subset of ``members``, the same ones every time.
     """
-    generator = np.random.Generator(np.random.Philox(seed))
-    values = members.numpy()
-    for _ in range(steps):
-        yield torch.from_numpy(values[generator.choice(len(values), size, replace=False, shuffle=False)])
+
+    members: Tensor
+    """(n,) int64 indices of what may be drawn."""
+    size: int
+    """Rows of a draw, at most n."""
+    steps: int
+    """Number of draws."""
+    seed: int
+    """Of this reference."""
+
+    def generator(self) -> np.random.Generator:
+        """What the draws are made from."""
+        return np.random.Generator(np.random.Philox(self.seed))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator, values = self.generator(), self.members.numpy()
+        for _ in range(self.steps):
+            yield torch.from_numpy(values[generator.choice(len(values), self.size, replace=False, shuffle=False)])

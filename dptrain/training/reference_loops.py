@@ -150,6 +150,25 @@ def _loss(outputs, classes, targets, divisor, delta):
 
 
 @loop
+def subsets(picked, members, draws):
+    """Floyd's subsets: the i-th of B numbers picks up to n - B + i, and n - B + i itself where it picks one again.
+
+    Args:
+        picked: (K, B) int64, uniform between 0 and n - B + i, both included.
+        members: (n,) int64.
+        draws: (K, B or more) int64, is filled; columns beyond B repeat the first.
+    """
+    size = picked.shape[1]
+    first, taken = len(members) - size, np.full(len(members), -1)
+    for k in range(len(picked)):
+        for i in range(size):
+            place = picked[k, i] if taken[picked[k, i]] < k else first + i
+            taken[place] = k
+            draws[k, i] = members[place]
+        draws[k, size:] = draws[k, 0]
+
+
+@loop
 def steps(pool, targets, draws, count, rates, sizes, kinds, values, moments, momentum, decay, nesterov, divisor):
     """Takes one step a draw, in place.
 

@@ -6,7 +6,7 @@ small models, the calls around each step, is then paid once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,7 +41,7 @@ class Recipe:
     """Most rows that go through one model together."""
 
 
-Draws = Iterator[Tensor]
+Draws = Iterable[Tensor]
 """Each step's rows, as indices into the pool."""
 
 

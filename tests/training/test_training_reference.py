@@ -10,7 +10,7 @@ from torch import nn
 from dptrain.config import OptimizerConfig
 from dptrain.data.source import Rows
 from dptrain.training.losses import cross_entropy
-from dptrain.training.reference_draws import draw_size, reference_draws
+from dptrain.training.reference_draws import ReferenceDraws, draw_size
 from dptrain.training.reference_plain import Recipe, train_alone, train_stacked
 
 
@@ -32,7 +32,7 @@ def test_stacked_weights_are_those_of_one_by_one(name: str, dtype: torch.dtype) 
     members = [torch.arange(0, 30), torch.arange(30, 60), torch.arange(0, 60, 2)]
 
     def draws(k: int):
-        return reference_draws(members[k], 8, 40, k)
+        return ReferenceDraws(members[k], 8, 40, k)
 
     alone = [train_alone(mlp(k, dtype), recipe, draws(k)) for k in range(3)]
     together = train_stacked([mlp(k, dtype) for k in range(3)], recipe, [draws(k) for k in range(3)])
@@ -47,7 +47,7 @@ def test_draws_are_uniform_subsets_of_one_size() -> None:
     """4,000 draws of 6 of 20: each member's rate within 5 standard errors of 0.3 (0.036), each pair's within 5 of
     30 / 380 (0.0214)."""
     members = torch.arange(100, 120)
-    drawn = list(reference_draws(members, 6, 4000, 5))
+    drawn = list(ReferenceDraws(members, 6, 4000, 5))
     taken = np.zeros((4000, 20))
     for row, draw in zip(taken, drawn, strict=True):
         assert len(draw) == len(torch.unique(draw)) == 6
@@ -55,7 +55,7 @@ def test_draws_are_uniform_subsets_of_one_size() -> None:
     assert np.abs(taken.mean(axis=0) - 0.3).max() < 0.036
     together = taken.T @ taken / 4000
     assert np.abs(together[~np.eye(20, dtype=bool)] - 30 / 380).max() < 0.0214
-    assert all(torch.equal(a, b) for a, b in zip(drawn, reference_draws(members, 6, 4000, 5), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, ReferenceDraws(members, 6, 4000, 5), strict=True))
 
 
 @pytest.mark.parametrize(
