@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -148,22 +148,26 @@ def test_a_store_keeps_whole_pairs_and_notices_damage(tmp_path: Path) -> None:
 class Interrupted:
     """A trainer that is stopped in its second stack."""
 
+    stack: int
     digest: str = "d"
-    calls: int = 0
+    ways: list[str] = field(default_factory=list)
 
     def train(self, included: Sequence[Tensor], seeds: Sequence[int], way: str) -> list[dict[str, Tensor]]:
-        self.calls += 1
-        if self.calls == 2:
+        self.ways.append(way)
+        if len(self.ways) == 2:
             raise KeyboardInterrupt
         return [{"weight": torch.zeros(2, 3), "bias": torch.zeros(2)} for _ in included]
 
     def speed(self, included: Sequence[Tensor], seeds: Sequence[int]) -> object:
         from types import SimpleNamespace
 
-        return SimpleNamespace(stack=1, way="w", seconds=0.001, way_alone="w", alone=0.001, why="as told")
+        return SimpleNamespace(
+            stack=self.stack, way="of a stack", seconds=0.001, way_alone="of a pair", alone=0.001, why="as told"
+        )
 
 
-def test_what_is_ready_outlives_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stack", "way", "ready"), [(1, "of a pair", 2), (4, "of a stack", 4)])
+def test_what_is_ready_outlives_ctrl_c(tmp_path: Path, stack: int, way: str, ready: int) -> None:
     from types import SimpleNamespace
 
     from dptrain.audit.tier import reference_tier
@@ -177,6 +181,8 @@ def test_what_is_ready_outlives_ctrl_c(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "run")
     pool = make_pool(rows, rows, 100, 0)
     settings = SimpleNamespace(budget="60s", narrow=0.001, fpr=[0.1], confidence=0.95)
+    trainer = Interrupted(stack)
     with pytest.raises(KeyboardInterrupt):
-        reference_tier(folder, bundle, pool, Interrupted(), settings, 0, 8)  # type: ignore[arg-type]
-    assert len(list((tmp_path / "internal" / "references").glob("*.safetensors"))) == 2
+        reference_tier(folder, bundle, pool, trainer, settings, 0, 8)  # type: ignore[arg-type]
+    assert trainer.ways == [way, way]
+    assert len(list((tmp_path / "internal" / "references").glob("*.safetensors"))) == ready

@@ -62,6 +62,18 @@ def test_chains_of_any_depth(activation: type[nn.Module], hidden: tuple[int, ...
     agree(lambda k: chain(k, *hidden, activation=activation), recipe_of(momentum=0.9), 8)
 
 
+@pytest.mark.parametrize(("kind", "truth"), [(1, torch.relu), (2, torch.tanh), (3, torch.sigmoid)])
+def test_activations_are_within_4e7(kind: int, truth: Callable[[Tensor], Tensor]) -> None:
+    from dptrain.training.reference_loops import _forward
+
+    x = torch.cat([torch.linspace(-12, 12, 20001), torch.tensor([-1e30, 1e30, float("nan")])])
+    out = np.empty((len(x), 2), np.float32)
+    ones, none = np.ones((2, 1), np.float32), np.zeros(2, np.float32)
+    _forward(x.numpy()[:, None].copy(), np.arange(len(x)), ones, none, kind, out)
+    exact = truth(x.double()).float()
+    assert torch.allclose(torch.from_numpy(out[:, 0]), exact, atol=4e-7, rtol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 4, 7, 30])
 def test_draws_of_any_size(batch: int) -> None:
     agree(lambda k: chain(k, 9), recipe_of(batch, momentum=0.5), batch)
