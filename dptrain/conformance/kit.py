@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from dptrain.config_conform import ConformConfig
 from dptrain.conformance import draws, engine, fine, laws, places, steps
-from dptrain.conformance.price import price
+from dptrain.conformance.guard import guarded
+from dptrain.conformance.layers import layers
+from dptrain.conformance.long_runs import long_runs
+from dptrain.conformance.price import prices
 from dptrain.conformance.ranks import two_ranks
 from dptrain.conformance.reference import rough_gradients
 from dptrain.conformance.stand import Result, Stand, build_stand
@@ -41,37 +45,48 @@ def run_checks(stand: Stand, config: ConformConfig) -> Iterator[Result]:
     """The checks of dptrain's own parts."""
     yield from exact_checks(stand)
     yield from chance_checks(stand, config)
-    yield two_ranks(stand, config.conform.ranks)
+    yield from guarded("two ranks", lambda: two_ranks(stand, config.conform.ranks))
 
 
 def exact_checks(stand: Stand) -> Iterator[Result]:
-    """Those that chance has no part in."""
-    yield engine.norms(stand)
-    yield rough_gradients(stand)
-    yield from engine.clipped_sums(stand)
-    yield engine.contributions(stand)
-    yield fine.just_above(stand)
-    yield engine.neighbours(stand)
-    yield engine.bad_rows(stand)
-    yield engine.layouts(stand)
-    yield engine.large_batch(stand)
-    yield engine.model_left_alone(stand)
-    yield engine.on_grid(stand)
-    yield from steps.recorded_steps(stand)
-    yield fine.slack_paid(stand)
-    yield price(stand.asked)
+    """Those that chance has no part in, but for a few laws of noise in the long run."""
+    checks: dict[str, Callable[[Stand], Result | Iterable[Result]]] = {
+        "norms": engine.norms,
+        "rough gradients": rough_gradients,
+        "sum": engine.clipped_sums,
+        "contributions": engine.contributions,
+        "just above C": fine.just_above,
+        "neighbours": engine.neighbours,
+        "bad rows": engine.bad_rows,
+        "layouts": engine.layouts,
+        "large batch": engine.large_batch,
+        "model left alone": engine.model_left_alone,
+        "grid": engine.on_grid,
+        "layers": layers,
+        "recorded steps": steps.recorded_steps,
+        "slack paid": fine.slack_paid,
+        "price": lambda stand: prices(stand.asked, stand.config),
+        "long runs": long_runs,
+    }
+    for name, check in checks.items():
+        yield from guarded(name, partial(check, stand))
 
 
 def chance_checks(stand: Stand, config: ConformConfig) -> Iterator[Result]:
     """Those of noise, key stream and draws, whose false alarms have a rate."""
-    yield from laws.noise_law(stand, config.conform.noise_samples)
-    yield fine.addresses()
-    yield from fine.fine_law(stand, 1_000_000)
-    yield from places.noise_places(stand)
-    yield places.rounding_law(stand)
-    yield from laws.sampling_law(stand, config.conform.draws)
-    yield from draws.draws_law(stand)
-    yield steps.selfchecked_run(stand, config.conform.selfcheck_steps)
+    asked = config.conform
+    checks: dict[str, Callable[[], Result | Iterable[Result]]] = {
+        "noise": lambda: laws.noise_law(stand, asked.noise_samples),
+        "key stream": fine.addresses,
+        "noise, fine": lambda: fine.fine_law(stand, 1_000_000),
+        "noise, places": lambda: places.noise_places(stand),
+        "noise, rounding": lambda: places.rounding_law(stand),
+        "sampling": lambda: laws.sampling_law(stand, asked.draws),
+        "draws": lambda: draws.draws_law(stand),
+        "self-check": lambda: steps.selfchecked_run(stand, asked.selfcheck_steps),
+    }
+    for name, check in checks.items():
+        yield from guarded(name, check)
 
 
 def line(result: Result) -> str:

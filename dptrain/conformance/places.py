@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dptrain.conformance.laws import deviation
+from dptrain.conformance.regular import least, regularity
 from dptrain.conformance.stand import Result, Stand
 from dptrain.errors import ConfigError
 from dptrain.gradients.protocol import trainable
@@ -48,6 +49,8 @@ def noise_places(stand: Stand) -> Iterator[Result]:
         p, where = 2 * steps * float(turns.min()), f"step {int(turns.argmin()) + 1}"
     says = f"{where} is furthest of {width} coordinates and {steps} steps, p {min(p, 1.0):.2g} (at least {ALPHA:.0e})"
     yield Result("noise, places", p >= ALPHA, says)
+    says = f"{steps} steps of {width} values"
+    yield least("noise, regular", regularity(blocks, "steps"), ALPHA, says)
     yield never_twice(np.stack(rows), stand.mechanism.noise_std / unit, trainer.grid is not None)
 
 
@@ -69,7 +72,8 @@ def never_twice(blocks: np.ndarray, std: float, on_grid: bool) -> Result:
     hashed = np.zeros(max(windows, 0), dtype=np.uint64)
     for place in range(length):
         hashed += words[place : place + windows] * factors[place]  # modulo 2^64
-    twice = len(hashed) - len(np.unique(hashed))
+    hashed.sort()
+    twice = int((hashed[1:] == hashed[:-1]).sum())
     says = (
         f"{twice} of {len(hashed)} runs of {length} values in {len(blocks)} steps come twice (false alarms {ALPHA:.0e})"
     )

@@ -17,6 +17,7 @@ from dptrain.conformance.recorder import Watched, watch
 from dptrain.conformance.stand import Result, Stand
 from dptrain.conformance.steps import SMALL
 from dptrain.data.source import Rows
+from dptrain.errors import one_line
 
 WORLD, STEPS, SECONDS = 2, 3, 60
 
@@ -38,7 +39,9 @@ def two_ranks(stand: Stand, wanted: bool) -> Result:
                 child.kill()
         files = [Path(folder) / f"{rank}.pt" for rank in range(WORLD)]
         if not all(file.is_file() for file in files):
-            return Result("two ranks", False, "a process did not come to the end of its steps")
+            told = [file.read_text() for file in sorted(Path(folder).glob("*.txt"))]
+            says = "; ".join(["a process did not come to the end of its steps", *told[:1]])
+            return Result("two ranks", False, says)
         ranks = [torch.load(file, weights_only=True) for file in files]
     return _compare(stand, ranks)
 
@@ -75,6 +78,8 @@ def _rank(stand: Stand, rank: int, folder: str) -> None:
         steps = watch(stand, trainer, stand.all_rows(rows), lambda step: draws[step])
         torch.save([_plain(step) for step in steps], f"{folder}/part-{rank}.pt")
         Path(f"{folder}/part-{rank}.pt").rename(f"{folder}/{rank}.pt")
+    except Exception as error:  # for the parent to tell
+        Path(f"{folder}/{rank}.txt").write_text(one_line(f"it ended in {type(error).__name__}: {error}")[:160])
     finally:
         dist.destroy_process_group()
 

@@ -6,17 +6,17 @@ beside it, from the draw and the rows, at the parameters that the model has then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dptrain.conformance.observe import Told, tell_noise
 from dptrain.conformance.reference import exact
 from dptrain.conformance.stand import Stand
 from dptrain.data.batches import PhysicalBatch
-from dptrain.noise.protocol import Noise
 from dptrain.training.loop import Trainer
 
 
@@ -46,30 +46,6 @@ class Watched:
     """As ``fixed``, after the optimizer."""
 
 
-@dataclass
-class _WatchedNoise:
-    inner: Noise
-    tell: Callable[[Tensor], None]
-    unit: float
-    name: str = "watched"
-
-    def draw(self, step: int, count: int) -> Tensor:
-        vector = self.inner.draw(step, count)
-        self.tell(vector.double().cpu() * self.unit)
-        return vector
-
-    def pieces(self, step: int, count: int) -> Iterator[Tensor]:
-        kept = []
-        for piece in self.inner.pieces(step, count):
-            kept.append(piece.double().cpu() * self.unit)
-            if sum(len(k) for k in kept) >= count:  # before it is used: nobody asks for a piece after the last
-                self.tell(torch.cat(kept))
-            yield piece
-
-    def distance(self, total_draws: int) -> float:
-        return self.inner.distance(total_draws)
-
-
 def watch(
     stand: Stand, trainer: Trainer, rows: PhysicalBatch, draw: Callable[[int], Tensor] | None = None
 ) -> list[Watched]:
@@ -85,21 +61,19 @@ def watch(
     loose: list[str] = []
     drawn = draw or trainer.draw
 
-    def on_draw(step: int) -> Tensor:
-        units = drawn(step)
+    def on_draw(step: int, units: Tensor) -> None:
         found = exact(stand, rows, torch.unique(units), stand.clip, trainer.module)
         steps.append(
             Watched(units.clone(), found.clipped_sum.cpu(), _flat(trainer), _fixed(trainer), trainer.module.training)
         )
         steps[-1].events.append("draw")
-        return units
 
     def tell(event: str) -> None:
         (steps[-1].events if steps else loose).append(event)
 
-    def on_noise(vector: Tensor) -> None:
+    def on_noise(step: int, vector: Tensor) -> None:
         tell("noise")
-        steps[-1].noise.append(vector)
+        steps[-1].noise.append(vector * unit)
 
     def before(*_: Any) -> None:
         tell("optimizer")
@@ -115,12 +89,8 @@ def watch(
 
     assert trainer.noise is not None
     unit = 1.0 if trainer.grid is None else trainer.grid
-    watched = replace(
-        trainer,
-        draw=on_draw,
-        noise=_WatchedNoise(trainer.noise, on_noise, unit),
-        intend=lambda step: tell(f"intent {step}"),
-    )
+    tell_noise(trainer.noise, on_noise)
+    watched = replace(trainer, draw=Told(drawn, on_draw), intend=lambda step: tell(f"intent {step}"))
     hooks = [trainer.optimizer.register_step_pre_hook(before), trainer.optimizer.register_step_post_hook(after)]
     try:
         watched.run(lambda *_: None)

@@ -22,6 +22,8 @@ from dptrain.training.loop import Trainer
 from dptrain.training.made_up import made_up_batch
 from dptrain.training.setup import Setup
 
+ALPHA = 2e-6
+"""Chance that the self-check of a checked run accuses a sound one; the run's own alpha where that is smaller."""
 RATE = 0.25
 """Sampling rate of the checks: so that draws of a few units, and empty ones, are common."""
 LARGEST_UNIT, MOST_ROWS = 3, 8
@@ -137,7 +139,7 @@ class Stand:
             self.config,
             execution=replace(self.config.execution, physical_batch_size=size),
             optimizer=replace(self.config.optimizer, lr=1e-3, schedule="constant", warmup_steps=0),
-            selfcheck=replace(self.config.selfcheck, enabled=selfcheck),
+            selfcheck=replace(self.config.selfcheck, enabled=selfcheck, alpha=min(self.config.selfcheck.alpha, ALPHA)),
         )
         plan = replace(self.plan, steps=steps, mechanism=replace(self.mechanism, steps=steps))
         module = deepcopy(self.module) if copied else self.module
