@@ -9,6 +9,7 @@ from dptrain.config_conform import ConformConfig
 from dptrain.conformance import draws, engine, fine, laws, places, steps
 from dptrain.conformance.guard import guarded
 from dptrain.conformance.layers import layers
+from dptrain.conformance.left_behind import left_behind
 from dptrain.conformance.long_runs import long_runs
 from dptrain.conformance.price import prices
 from dptrain.conformance.ranks import two_ranks
@@ -67,6 +68,7 @@ def exact_checks(stand: Stand) -> Iterator[Result]:
         "slack paid": fine.slack_paid,
         "price": lambda stand: prices(stand.asked, stand.config),
         "long runs": long_runs,
+        "whole run": left_behind,
     }
     for name, check in checks.items():
         yield from guarded(name, partial(check, stand))

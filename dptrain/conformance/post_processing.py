@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -38,19 +39,35 @@ class Apart:
 
     Args:
         config: of the optimizer.
-        parameters: of the run's model, before its first step.
+        parameters: of the run's model, before its first step here.
         steps: planned.
-        done: steps that were taken already.
     """
 
-    def __init__(self, config: OptimizerConfig, parameters: Sequence[nn.Parameter], steps: int, done: int = 0) -> None:
+    def __init__(self, config: OptimizerConfig, parameters: Sequence[nn.Parameter], steps: int) -> None:
         self._config, self._steps = config, steps
-        self.done = done
+        self.done = self.averaged = 0
         self.parameters = [nn.Parameter(p.detach().clone()) for p in parameters]
         own = {name.lower(): getattr(torch.optim, name) for name in OF_TORCH}
         build: Any = own.get(config.name) or optimizers.resolve(config.name)
         self.optimizer: torch.optim.Optimizer = build(self.parameters, lr=config.lr, **config.options)
         self.mean = [p.detach().double() for p in self.parameters]
+
+    def state(self) -> dict[str, Any]:
+        """Copies of everything that a run would have to keep to go on."""
+        return {
+            "parameters": [p.detach().clone() for p in self.parameters],
+            "mean": [mean.clone() for mean in self.mean],
+            "averaged": self.averaged,
+            "optimizer": deepcopy(self.optimizer.state_dict()),
+        }
+
+    @torch.no_grad()
+    def go_on(self, state: dict[str, Any], done: int) -> None:
+        """Takes such a state up; ``done`` steps count as executed, and so has the learning rate got on."""
+        for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+            parameter.copy_(value)
+        self.mean, self.averaged, self.done = [m.clone() for m in state["mean"]], state["averaged"], done
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """One step, from one release."""
@@ -59,8 +76,8 @@ class Apart:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient.clone()
         self.optimizer.step()
-        self.done += 1
-        decay = min(self._config.ema, (1 + self.done) / (10 + self.done))
+        self.done, self.averaged = self.done + 1, self.averaged + 1
+        decay = min(self._config.ema, (1 + self.averaged) / (10 + self.averaged))
         for mean, parameter in zip(self.mean, self.parameters, strict=True):
             mean += (1.0 - decay) * (parameter.detach().double() - mean)
 
