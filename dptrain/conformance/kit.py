@@ -10,11 +10,14 @@ from dptrain.conformance import draws, engine, fine, laws, places, steps
 from dptrain.conformance.guard import guarded
 from dptrain.conformance.layers import layers
 from dptrain.conformance.left_behind import left_behind
+from dptrain.conformance.lengths import token_lengths
 from dptrain.conformance.long_runs import long_runs
+from dptrain.conformance.looks import private_looks
 from dptrain.conformance.price import prices
 from dptrain.conformance.ranks import two_ranks
 from dptrain.conformance.reference import rough_gradients
 from dptrain.conformance.stand import Result, Stand, build_stand
+from dptrain.conformance.wide import wide
 from dptrain.training.made_up import prepare_without_rows
 from dptrain.training.setup import Setup
 
@@ -64,6 +67,7 @@ def exact_checks(stand: Stand) -> Iterator[Result]:
         "model left alone": engine.model_left_alone,
         "grid": engine.on_grid,
         "layers": layers,
+        "token lengths": token_lengths,
         "recorded steps": steps.recorded_steps,
         "slack paid": fine.slack_paid,
         "price": lambda stand: prices(stand.asked, stand.config),
@@ -82,6 +86,8 @@ def chance_checks(stand: Stand, config: ConformConfig) -> Iterator[Result]:
         "key stream": fine.addresses,
         "noise, fine": lambda: fine.fine_law(stand, 1_000_000),
         "noise, places": lambda: places.noise_places(stand),
+        "wide release": lambda: wide(stand),
+        "private looks": private_looks,
         "noise, rounding": lambda: places.rounding_law(stand),
         "sampling": lambda: laws.sampling_law(stand, asked.draws),
         "draws": lambda: draws.draws_law(stand),

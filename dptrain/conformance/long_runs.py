@@ -19,7 +19,7 @@ from dptrain.conformance.stand import RATE, Result, Stand
 from dptrain.errors import one_line
 from dptrain.keystream import Purpose
 
-LONG, SHORT = 112, 12
+LONG, SHORT = 104, 8
 """Steps of the long run, and of those that differ in their settings."""
 ALPHA = 1e-7
 """False-alarm rate of each law."""

@@ -85,7 +85,7 @@ def _squares(rows: np.ndarray, name: str, followed: int = 1) -> list[Law]:
     for lag in {1, followed}:
         if len(scores) - lag >= 20 * FEWEST:
             total = float((scores[lag:] * scores[:-lag]).sum())
-            tests.append(Law(f"sizes of {name}, {lag} apart", _product_p(total, len(scores))))
+            tests.append(Law(f"sizes of {name}, {lag} apart", product_p(total, len(scores))))
     return tests
 
 
@@ -95,7 +95,7 @@ def _chi_square(name: str, squares: float, freedom: int) -> Law:
     return Law(name, 2.0 * min(float(chi2.cdf(squares, freedom)), float(chi2.sf(squares, freedom))))
 
 
-def _product_p(score: float, nodes: int) -> float:
+def product_p(score: float, nodes: int) -> float:
     """At least the two-sided p of a sum of products of neighbours among that many standard normals.
 
     Chernoff's bound. With S the sum, E exp(t S) is the determinant of a tridiagonal matrix to the power -1/2, which is

@@ -139,9 +139,7 @@ def _volume() -> nn.Module:
 
 
 KINDS: dict[str, Kind] = {
-    "wide maps": Kind(
-        lambda: nn.Sequential(nn.Linear(70, 66), nn.ReLU(), nn.Linear(66, CLASSES, bias=False)), (70,), many=True
-    ),
+    "wide maps": Kind(lambda: nn.Sequential(nn.Linear(70, 66), nn.ReLU(), nn.Linear(66, CLASSES, bias=False)), (70,)),
     "few tokens": Kind(lambda: Pooled(nn.Sequential(nn.Linear(9, 12), nn.Tanh()), 12), (3, 9), many=True),
     "many tokens": Kind(lambda: Pooled(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), 4), (37, 3)),
     "tokens that cancel": Kind(lambda: Pooled(nn.Linear(5, CLASSES), CLASSES, last=False), (24, 5), cancels=True),
