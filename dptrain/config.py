@@ -117,6 +117,10 @@ class ExecutionConfig:
     the engine then takes the batch in as many runs of whole units as that asks for. 0: about what plain training of the
     batch takes. None: all rows at once. As allocated; what libraries and the system lose comes on top. A unit is never
     split: one that does not fit goes through alone."""
+    checkpoint: list[str] = field(default_factory=list)
+    """Patterns of names of modules (blocks.*, bert.encoder.layer.*) whose activations the engine bookkeeping does not
+    keep but computes again in its backward pass, which it then takes twice: the memory of about one of them, at about
+    twice the time. For units that do not fit at all; memory_limit is quicker where several rows go through at once."""
     length_buckets: list[int] | None = None
     """Lengths in [1, 8192] to which physical batches of text are padded, the shortest that holds their longest row;
     None: 16, 32, 48, 64, 96, ... below data.text.max_length; empty: always data.text.max_length."""

@@ -41,12 +41,15 @@ class EngineSettings:
             engine can take a physical batch in several passes; 0: about what plain training of the batch takes; None:
             no limit.
         compiled: whether an engine may try loops compiled by numba, which must be installed.
+        checkpoint: patterns of names of modules whose activations are computed again in the backward pass; of the
+            engine bookkeeping alone.
     """
 
     autocast: torch.dtype | None = None
     memory_limit: int | None = None
     pass_limit: int | None = None
     compiled: bool = False
+    checkpoint: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,9 @@ is made up for."""
 WORTH_A_THREAD = 1_000_000
 """Normals of a step from which on another core that is idle meanwhile draws them."""
 
+CHECKPOINTING = ("auto", "bookkeeping")
+"""Engines that know ``execution.checkpoint``."""
+
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float64": None}
 ROUNDING = {"float32": 0.02, "bfloat16": 0.5, "float64": 0.02}
 """What a recomputed unit may be off, as a share of the larger of its norm and C: far above ordinary rounding, so that
@@ -60,6 +64,23 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def checkpoint_patterns(config: TrainConfig) -> tuple[str, ...]:
+    """Patterns of the modules to checkpoint.
+
+    Raises:
+        ConfigError: there are some, and the engine does not know them.
+    """
+    patterns, name = tuple(config.execution.checkpoint), config.clipping.engine
+    if patterns and name not in CHECKPOINTING:
+        raise ConfigError(
+            "execution.checkpoint",
+            ",".join(patterns),
+            f"is not known to clipping.engine={name}",
+            "set clipping.engine=bookkeeping, or leave it out",
+        )
+    return patterns
+
+
 def build_engine(
     config: TrainConfig, module: nn.Module, row_loss: RowLoss, rule: ClippingRule, compiled: bool = False
 ) -> Engine:
@@ -71,6 +92,7 @@ def build_engine(
         memory_limit=held_limit(device),
         pass_limit=None if limit is None else limit * MIB,
         compiled=compiled,
+        checkpoint=checkpoint_patterns(config),
     )
     return engines.build(config.clipping.engine, module, row_loss, rule, settings)
 
@@ -136,6 +158,7 @@ def build_selfcheck(
     """The self-check of a private run, for one module and one way of clipping."""
     assert plan.mechanism is not None
     settings, mechanism = config.selfcheck, plan.mechanism
+    plain = replace(config, execution=replace(config.execution, checkpoint=[]))  # dummies have no such modules
     parameter = next(iter(trainable(module).values()))
     norm, rate = mechanism.clipping_norm, plan.sampling_rate
     dummies = Dummies(settings.sentinels, norm, parameter.dtype, parameter.device, rate)
@@ -153,7 +176,7 @@ def build_selfcheck(
     )
     return SelfCheck(
         dummies=dummies,
-        engine=build_engine(config, dummies.module, dummy_loss, rule),
+        engine=build_engine(plain, dummies.module, dummy_loss, rule),
         checker=Checker(effect, rate, plan.steps, settings.alpha),
         num_units=num_units,
         to_noise=plan.expected_batch_size / mechanism.noise_std,

@@ -18,6 +18,7 @@ FREE = (
     "execution.device",
     "execution.threads",
     "execution.memory_limit",
+    "execution.checkpoint",
     "tracking.",
     "checkpoint.",
     "ledger.lease_steps",

@@ -13,6 +13,7 @@ from dptrain.data.gate import check_gate
 from dptrain.data.source import Source, SourceInfo
 from dptrain.distributed import current_rank
 from dptrain.errors import ConfigError
+from dptrain.gradients.bookkeeping.checkpoint import checkpointed_modules
 from dptrain.gradients.protocol import ClippingRule, RowLoss, trainable
 from dptrain.keystream import Keystream
 from dptrain.models.build import ModelSpec
@@ -25,7 +26,7 @@ from dptrain.privacy.selection import Trials, trials_with_mean
 from dptrain.privacy.started import Started
 from dptrain.registry import engines, load_user_files, sources
 from dptrain.run_folder import RunFolder, new_run
-from dptrain.training.assemble import build_engine, pick_device
+from dptrain.training.assemble import build_engine, checkpoint_patterns, pick_device
 from dptrain.training.budget import check_purpose
 from dptrain.training.canaries import check_canaries
 from dptrain.training.evaluate import metric_names
@@ -104,6 +105,7 @@ def prepare(config: TrainConfig, check_folder: bool = True) -> Setup:
     check_row_loss(loss, source.info.num_outputs, source.info.task)
     check_canaries(config, source.info, plan, module)
     engines.resolve(config.clipping.engine)
+    checkpointed_modules(module, checkpoint_patterns(config))
     if plan.mechanism is not None and config.clipping.engine.startswith("opacus"):
         # A layer without a rule is refused now. On a copy: Opacus' hooks stay where they were put.
         build_engine(config, deepcopy(module), loss, ClippingRule(plan.mechanism.clipping_norm, None))

@@ -25,13 +25,15 @@ class Derived:
 
     Args:
         made: told of every stand-in, by name, when it is made.
+        numbers: makes the names; shared by all of one pass.
 
     Attributes:
         stand_ins: what the model is given for each value: a parameter of its own, by name.
     """
 
-    def __init__(self, made: Callable[[str, nn.Parameter], None]) -> None:
+    def __init__(self, made: Callable[[str, nn.Parameter], None], numbers: Iterator[int]) -> None:
         self._made = made
+        self._numbers = numbers
         self.stand_ins: dict[str, nn.Parameter] = {}
         self.leaves: dict[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}  # by a stand-in's name: the value, with its history back to the leaves
@@ -62,7 +64,7 @@ class Derived:
             raise RuntimeError("a function of weights alone draws random numbers a row")
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
-        name = f"value {len(self._values)} computed from weights"
+        name = f"value {next(self._numbers)} computed from weights"
         self._values[name] = value
         self.stand_ins[name] = nn.Parameter(value.detach())
         self._made(name, self.stand_ins[name])

@@ -4,7 +4,7 @@ One forward pass, and one backward pass that computes gradients of activations o
 needs for its gradient is noted on the way (``tape``), with each unit's squared norm of it; then, with the clip factors
 known, one weighted sum is taken (the book-keeping of Bu et al. 2023, "Differentially Private Optimization on Large
 Model at Small Cost", alg. 1, whose per-layer choice is made here by measurement). The arithmetic is that of a plain
-step plus the norms.
+step plus the norms. Where modules are checkpointed (``checkpoint``), the backward pass is walked twice (``walk``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from torch.func import functional_call, vmap
 
 from dptrain.data.batches import PhysicalBatch
 from dptrain.errors import ConfigError
+from dptrain.gradients.bookkeeping.checkpoint import checkpointed_modules, replaced
 from dptrain.gradients.bookkeeping.choice import Chooser
 from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.groups import Groups
 from dptrain.gradients.bookkeeping.meter import Meter
-from dptrain.gradients.bookkeeping.refusals import loss_of_outputs, out_of_memory, refusal_of, unseen_use
+from dptrain.gradients.bookkeeping.refusals import loss_of_outputs, out_of_memory, refusal_of
 from dptrain.gradients.bookkeeping.rules import RULES
 from dptrain.gradients.bookkeeping.runs import Planner, RunningSum, runs
 from dptrain.gradients.bookkeeping.tape import Tape
+from dptrain.gradients.bookkeeping.walk import Graph, SecondWalk, form_of
 from dptrain.gradients.clip import check_grid, clip_factor
 from dptrain.gradients.draw_sum import add_parts
 from dptrain.gradients.protocol import ClippingRule, EngineSettings, RowLoss, UnitStats, trainable
@@ -48,7 +50,10 @@ class BookkeepingEngine:
         module: the model; its parameters are read at every call.
         row_loss: (outputs (1, ...), targets (1,)) -> (1,) loss.
         rule: clipping norm and grid.
-        settings: autocast, and the limits on memory.
+        settings: autocast, the limits on memory, and patterns of modules to checkpoint.
+
+    Raises:
+        ConfigError: a grid or a limit that cannot be kept, or a pattern that names nothing.
 
     Attributes:
         without_rule: function that has no rule -> a parameter that it reads by copies a row; of the latest pass.
@@ -70,7 +75,9 @@ class BookkeepingEngine:
         self._row_loss = row_loss
         self._rule = rule
         self._autocast = settings.autocast
-        self.chooser = Chooser(settings.memory_limit, settings.compiled)
+        self._checkpointed = checkpointed_modules(module, settings.checkpoint)
+        held = None if self._checkpointed else settings.memory_limit  # where nothing is held, all of it fits
+        self.chooser = Chooser(held, settings.compiled)
         self._planner = Planner.of(settings.pass_limit, trainable(module).values())
         self.without_rule: dict[str, str] = {}
         self.ways: dict[str, str] = {}
@@ -96,36 +103,41 @@ class BookkeepingEngine:
         norms = torch.zeros(len(batch.weight), dtype=torch.float64, device=batch.weight.device)
         losses = torch.zeros_like(norms, dtype=torch.float32)
         if len(norms) and not self._planner.knows(batch.inputs.shape[1:]):
-            self._planner.learn(batch, lambda rows, meter: self._pass(rows, moving, RunningSum(), meter))
+            self._planner.learn(batch, lambda rows, meter: self._pass(rows, moving, self._tried(), meter))
         for run in runs(batch, self._planner):
             stats = self._pass(run.batch, moving, total)
             norms[run.slots] = stats.norms[: len(run.slots)]
             losses[run.rows] = stats.losses
         return UnitStats(norms, losses)
 
+    def _tried(self) -> RunningSum:
+        """Takes the sum of made-up rows: for a second walk, without holding what the planner adds itself."""
+        return RunningSum(keeps=not self._checkpointed)
+
     def _pass(self, batch: PhysicalBatch, moving: Moving, total: RunningSum, meter: Meter | None = None) -> UnitStats:
         """Adds the clipped sum of rows that go through at once."""
         tape = Tape(moving, Groups(batch.unit, batch.weight), self.chooser, RULES, derives=self._derives)
         try:
             with meter or contextlib.nullcontext():
-                losses = self._backward(tape, batch, meter)
-                with torch.no_grad():
-                    contributions = tape.finish()
+                losses, graph = self._forward(tape, batch, meter)
+                contributions = graph.walk_for_norms() if self._checkpointed else graph.walk()
             if meter is not None:
                 meter.mark()
         except (RuntimeError, ConfigError) as error:
-            if not tape.derived.leaves or out_of_memory(error):
+            if not tape.has_derived or out_of_memory(error):
                 self._refuse(error, batch)
                 raise
             self._derives = False  # a model that writes into such values, say: copies a row can be written to
             self.chooser = self.chooser.afresh()
             return self._pass(batch, moving, total, meter)
         try:
-            with torch.no_grad():
-                norms = self._add_weighted(tape, contributions, moving, total)
+            with torch.no_grad(), (meter if self._checkpointed else None) or contextlib.nullcontext():
+                norms = self._add_weighted(graph, contributions, moving, total)
         except RuntimeError as error:
             self._refuse(error, batch)
             raise
+        if meter is not None and self._checkpointed:  # all that was alive at once may be so beside the whole sum
+            meter.marks += [meter.most, meter.most]
         return UnitStats(norms, losses)
 
     def _refuse(self, error: RuntimeError | ConfigError, batch: PhysicalBatch) -> None:
@@ -135,22 +147,25 @@ class BookkeepingEngine:
             raise refusal from error
 
     def _add_weighted(
-        self, tape: Tape, contributions: dict[str, Contribution], moving: Moving, total: RunningSum
+        self, graph: Graph, contributions: dict[str, Contribution], moving: Moving, total: RunningSum
     ) -> Tensor:
         """Adds the weighted sum; returns the slots' norms."""
-        groups = tape.groups
+        tape, groups = graph.tape, graph.tape.groups
         if groups.num_units:  # padding alone has shown nothing
             self.chooser.settle()
-            self.ways = {name: self.chooser.way_of(name) or type(c).__name__ for name, c in contributions.items()}
+            self.ways = {name: self.chooser.way_of(name) or form_of(c) for name, c in contributions.items()}
         self.without_rule = tape.without_rule
         norms, factor = self._clip(contributions, groups, sum(p.numel() for p in moving.values()))
         total.begin(groups.num_units)
+        if self._checkpointed:
+            graph.walk_for_sum(SecondWalk(norms, factor, total, frozenset(contributions)), self._rule.clipping_norm)
+            return groups.to_slots(norms)
         for name in sorted(contributions, key=lambda name: -contributions[name].nbytes):
             total.add(name, contributions.pop(name), factor)  # the largest first: each is then let go
         return groups.to_slots(norms)
 
-    def _backward(self, tape: Tape, batch: PhysicalBatch, meter: Meter | None) -> Tensor:
-        """Fills the tape; returns the rows' losses (R,) float32."""
+    def _forward(self, tape: Tape, batch: PhysicalBatch, meter: Meter | None) -> tuple[Tensor, Graph]:
+        """The rows' losses (R,) float32, and the way back from them."""
         anchor = torch.zeros(len(batch.weight), device=batch.weight.device, requires_grad=True)
         buffers = {name: b.clone() for name, b in self._module.named_buffers()}
         inputs = batch.inputs.clone() if self._writes_inputs else batch.inputs
@@ -164,14 +179,15 @@ class BookkeepingEngine:
             return loss * weight.to(loss.dtype), loss.detach()
 
         rows = vmap(loss_of_row, randomness="different")
-        weighted, losses = rows(inputs, batch.targets, batch.weight, anchor)
+        with replaced(self._checkpointed, tape):
+            weighted, losses = rows(inputs, batch.targets, batch.weight, anchor)
         self._writes_inputs = inputs._version != version
         if meter is not None:
             meter.mark()
+        live = None
         if weighted.requires_grad and tape.groups.num_units:
             live = torch.where(batch.weight > 0, weighted, 0.0).sum()
-            _walk(live, anchor, tape.watched())
-        return losses.float()
+        return losses.float(), Graph(tape, live, anchor)
 
     def _clip(self, contributions: dict[str, Contribution], groups: Groups, size: int) -> tuple[Tensor, Tensor]:
         """(U,) float64 norms, and (U,) clip factors; units that are not finite are silenced."""
@@ -190,14 +206,6 @@ class BookkeepingEngine:
                 contribution.silence(~alive)
         factor = torch.where(alive & groups.live, factor * fade, 0.0)
         return torch.where(alive, norms, float("inf")), factor
-
-
-def _walk(live: Tensor, anchor: Tensor, watched: dict[str, Tensor]) -> None:
-    """The backward pass, which fills the tape; no parameter itself may lie on its way."""
-    direct = torch.autograd.grad(live, [anchor, *watched.values()], allow_unused=True)[1:]
-    for name, gradient in zip(watched, direct, strict=True):
-        if gradient is not None:
-            raise unseen_use(name)
 
 
 @engines.register("bookkeeping")

@@ -33,7 +33,19 @@ def lifted(anchor: Tensor | None, whole: Whole, *tensors: Tensor) -> Tensor:
         tensors: values of one row, as seen inside vmap; what all rows share is repeated for every row.
     """
     assert anchor is not None, "a lifted operation was called outside a pass"
-    return _direct(anchor, whole, *tensors) if direct() else _Lifted.apply(whole, anchor, *tensors)
+    return _direct(anchor, whole, *tensors)[0] if direct() else _Lifted.apply(whole, anchor, *tensors)
+
+
+def lifted_all(anchor: Tensor | None, whole: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> list[Tensor]:
+    """The same for an operation with any number of results; by the direct way alone.
+
+    Raises:
+        RuntimeError: torch's names are gone, or it is called inside a transform of the model's own.
+    """
+    assert anchor is not None, "a lifted operation was called outside a pass"
+    if not direct():
+        raise RuntimeError("this release of torch offers no way out of vmap")
+    return _direct(anchor, whole, *tensors)
 
 
 def direct() -> bool:
@@ -41,7 +53,7 @@ def direct() -> bool:
     return DIRECT and not torch.compiler.is_compiling()
 
 
-def _direct(anchor: Tensor, whole: Whole, *tensors: Tensor) -> Tensor:
+def _direct(anchor: Tensor, whole: Callable[..., Tensor | Sequence[Tensor]], *tensors: Tensor) -> list[Tensor]:
     level: Any = core.maybe_current_level()
     if not _in_rows(anchor, level):
         raise RuntimeError(NESTED)
@@ -55,7 +67,7 @@ def _direct(anchor: Tensor, whole: Whole, *tensors: Tensor) -> Tensor:
         out = whole(core.get_unwrapped(anchor), *rows)
     finally:
         core.push_dynamic_layer_stack(outside)
-    return core._add_batch_dim(out, 0, level)
+    return [core._add_batch_dim(one, 0, level) for one in ([out] if isinstance(out, Tensor) else out)]
 
 
 def _in_rows(value: Tensor, level: Any) -> bool:

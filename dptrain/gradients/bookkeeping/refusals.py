@@ -76,7 +76,7 @@ def refusal_of(error: RuntimeError, inputs: Tensor, autocast: torch.dtype | None
             "model",
             "requires_grad_()",
             "is called in its forward pass, as transformers does for gradient checkpointing",
-            "call gradient_checkpointing_disable() and disable_input_require_grads(), and set execution.memory_limit=0",
+            "call gradient_checkpointing_disable(), disable_input_require_grads(), and use execution.checkpoint=[...]",
         )
     if NESTED in text or "either the backward or vjp method" in text:
         return ConfigError(
@@ -111,7 +111,7 @@ def checkpointing(where: str) -> ConfigError:
         "model",
         where,
         "keeps values between its forward and its backward pass in a way of its own, as gradient checkpointing does",
-        "turn checkpointing off and set execution.memory_limit=0, or use_reentrant=False and clipping.engine=loop",
+        "turn it off and name modules in execution.checkpoint=[...], or use_reentrant=False and clipping.engine=loop",
     )
 
 

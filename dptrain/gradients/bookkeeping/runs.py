@@ -181,9 +181,15 @@ def _part(batch: PhysicalBatch, rows: Tensor | slice, slot: Tensor) -> PhysicalB
 
 @dataclass
 class RunningSum:
-    """Sums by parameter, of at most ``MOST_UNITS`` units in float32, and of these in float64."""
+    """Sums by parameter, of at most ``MOST_UNITS`` units in float32, and of these in float64.
+
+    Attributes:
+        parts: the sums.
+        keeps: whether they are held; otherwise they are only computed, so that one can see what that takes.
+    """
 
     parts: dict[str, Tensor] = field(default_factory=dict)
+    keeps: bool = True
     _units: int = 0
 
     def begin(self, units: int) -> None:
@@ -197,6 +203,8 @@ class RunningSum:
         if held is not None and narrow and isinstance(contribution, Outer) and contribution.add_to(held, factor):
             return
         part = contribution.weighted_sum(factor)
+        if not self.keeps:
+            return
         if held is not None:
             part = (held if narrow and part.dtype == held.dtype else held.double()).add_(part)
         self.parts[name] = part

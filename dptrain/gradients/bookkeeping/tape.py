@@ -10,8 +10,9 @@ never seen by autograd itself.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,14 @@ _HARMLESS_METHODS = {"size", "dim", "numel", "is_floating_point", "is_complex", 
 _HARMLESS_METHODS |= {"get_device", "element_size", "nelement", "ndimension", "__hash__", "__repr__"}
 
 
+class Watch(Protocol):
+    """Looks at every value that goes into a torch function and comes out of it (``recomputed``)."""
+
+    def check(self, values: Any) -> None: ...
+
+    def mark(self, values: Any) -> None: ...
+
+
 class Tape(TorchFunctionMode):
     """The record of one physical batch.
 
@@ -45,7 +54,9 @@ class Tape(TorchFunctionMode):
         derives: whether values computed from weights alone are followed (``derived``), or copied a row.
 
     Attributes:
-        contributions: per parameter name, one entry for every use that the loss depends on.
+        contributions: per parameter name, what all its uses give together.
+        take: what is done with a contribution when it is there; kept in ``contributions`` unless replaced.
+        watch: looks on while a checkpointed module is passed through; None elsewhere.
         without_rule: names of functions that read a parameter and have no rule, with the parameter's name.
     """
 
@@ -60,12 +71,17 @@ class Tape(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._tracked = tracked
-        self.derived = Derived(self._stands_in)
+        self._numbers = itertools.count()
+        self.derived = self.derived_values()
+        self.has_derived = False
         self._derives = derives
         self.groups = groups
         self.num_rows = groups.num_slots
         self.chooser = chooser
         self.contributions: dict[str, Contribution] = {}
+        self.take: Callable[[str, Contribution], None] = self.contributions.__setitem__
+        self.watch: Watch | None = None
+        self._taken: set[str] = set()
         self._seen: dict[str, list[Seen]] = {}
         self.uses = dict.fromkeys(tracked, 0)
         self.without_rule: dict[str, str] = {}
@@ -87,6 +103,20 @@ class Tape(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        watch = self.watch
+        if watch is None:
+            return self._call(func, args, kwargs)
+        watch.check(args)
+        watch.check(kwargs)
+        self.watch = None  # what a rule computes in between is no business of the module's
+        try:
+            result = self._call(func, args, kwargs)
+        finally:
+            self.watch = watch
+        watch.mark(result)
+        return result
+
+    def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rule = self._rules.get(func)
         if rule is not None and not self._of_weights_alone(args, kwargs):
             result = rule(self, func, args, kwargs)
@@ -123,6 +153,7 @@ class Tape(TorchFunctionMode):
             self._turned[id(view)] = (view, parameter)
             return view
         if self._derives and reads_no_row(args, kwargs):
+            self.has_derived = True
             return self.derived.call(func, self._mapped(args, self._history), self._mapped(kwargs, self._history))
         return self.copy_a_row(func, *args, **kwargs)
 
@@ -139,6 +170,15 @@ class Tape(TorchFunctionMode):
         """A tracked parameter where a value is computed from weights alone: the start of that value's history."""
         name = self.open(value)
         return value if name is None else self.derived.value_of(name, value)
+
+    def derived_values(self) -> Derived:
+        """Of the whole pass, or of one passage through a checkpointed module."""
+        return Derived(self._stands_in, self._numbers)
+
+    def let_go(self, derived: Derived) -> None:
+        """Forgets its values, which nobody reads any more: their memory may be another's soon."""
+        for parameter in derived.stand_ins.values():
+            del self._names[id(parameter)]
 
     def _stands_in(self, name: str, parameter: nn.Parameter) -> None:
         """From here on a value computed from weights is a parameter to every rule."""
@@ -184,16 +224,22 @@ class Tape(TorchFunctionMode):
         if name is not None:
             if under_checkpointing():
                 raise checkpointing(name)
-            self.uses[name] += 1
+            self.uses[name] = self.uses.get(name, 0) + 1
         return name
 
     def enter(self, name: str, seen: Seen) -> None:
         """Takes what one use of a parameter saw in the backward pass; resolved at once where it is the only use."""
-        if self.uses[name] == 1:
-            self.chooser.user = name
-            self.contributions[name] = seen.resolve(self)
+        if self.uses.get(name) == 1:
+            self._resolve(name, [seen])
         else:
             self._seen.setdefault(name, []).append(seen)
+
+    def _resolve(self, name: str, seen: list[Seen]) -> None:
+        if name in self._taken:
+            raise RuntimeError(f"a use of {name} was noted twice")
+        self._taken.add(name)
+        self.chooser.user = name
+        self.take(name, combine(self, seen))
 
     def gram_of(self, a: Tensor, blocks: int) -> dict[int, Tensor]:
         """Where Gram matrices of ``a`` are kept for the next use that reads the same input (queries, keys, values)."""
@@ -206,14 +252,23 @@ class Tape(TorchFunctionMode):
 
     def finish(self) -> dict[str, Contribution]:
         """After the backward pass: the contribution of every parameter that the loss reaches."""
+        self.pull_back()
+        for name, seen in self._seen.items():
+            self._resolve(name, seen)
+        self._seen, self.grams, self._taken = {}, {}, set()
+        return self.contributions
+
+    def pull_back(self) -> None:
+        """Brings what values computed from weights have seen back to the weights."""
+        found: dict[str, list[Seen]] = {}
         for value in self.derived.stand_ins:
             for name, gradient in self._pulled_back(value):
-                self._seen.setdefault(name, []).append(UnitGradients(gradient))
-        for name, seen in self._seen.items():
-            self.chooser.user = name
-            self.contributions[name] = combine(self, seen)
-        self._seen, self.grams = {}, {}
-        return self.contributions
+                found.setdefault(name, []).append(UnitGradients(gradient))
+        for name, seen in found.items():
+            if self.uses.get(name) == 1:
+                self._resolve(name, seen)
+            else:
+                self._seen.setdefault(name, []).extend(seen)
 
     def _pulled_back(self, value: str) -> Iterator[tuple[str, Tensor]]:
         """What the uses of one value computed from weights give to each of these."""

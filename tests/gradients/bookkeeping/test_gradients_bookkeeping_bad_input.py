@@ -153,7 +153,7 @@ def test_checkpointing_is_refused_or_right(name: str, reentrant: bool) -> None:
     refused(
         module,
         batch_of(TOKENS),
-        f"model={where}: keeps values .*as gradient checkpointing does; turn checkpointing off and set execution.m",
+        f"model={where}: keeps values .*as gradient checkpointing does; turn it off and name modules in execution.c",
     )
 
 
