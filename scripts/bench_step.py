@@ -22,6 +22,7 @@ Settings (KEY=VALUE, any order):
     threads=1               threads of torch, on both sides
     unit_rows=1             rows that are one unit together (dptrain only)
     memory_limit=-1         execution.memory_limit in MiB: what an engine may hold for its sum; -1: no limit
+    checkpoint=             execution.checkpoint: patterns of modules computed again, by commas (dptrain's bookkeeping)
     parts=1                 physical batches that a step's rows are taken in (dptrain; a plain step takes all)
     rows=32                 check: most rows of a batch that are compared
     axis=T                  grow: T, B, width or depth
@@ -55,6 +56,7 @@ DEFAULTS: dict[str, Any] = {
     "threads": 1,
     "unit_rows": 1,
     "memory_limit": -1,
+    "checkpoint": "",
     "parts": 1,
     "rows": 32,
     "axis": "T",
@@ -170,7 +172,9 @@ def table(command: str, settings: dict[str, Any], columns: list[str]) -> None:
                     print(json.dumps(cell), file=file)
             rows.setdefault(engine, []).append(phrase(cell, held.get(("plain", column))))
             print(f"{column} {engine}: {cell.get('failed', rows[engine][-1])}", file=sys.stderr, flush=True)
-    used = ("noise", "threads", "unit_rows", "memory_limit", "parts") + (("clock",) if what == "time" else ())
+    used = ("noise", "threads", "unit_rows", "memory_limit", "checkpoint", "parts") + (
+        ("clock",) if what == "time" else ()
+    )
     print(f"{device()}; " + ", ".join(f"{key}={settings[key]}" for key in used) + "\n")
     print("| " + " | ".join([command if command != "grow" else settings["axis"], *columns]) + " |")
     print("|---" * (1 + len(columns)) + "|")

@@ -106,7 +106,7 @@ def measure_memory(workload: Workload, engine: str, settings: Settings) -> dict:
     """
     tiny = WORKLOADS["tiny"]
     if workload is not tiny:
-        _some_steps(build(engine, tiny, settings, *tiny.rows()).run)
+        _some_steps(build(engine, tiny, replace(settings, checkpoint=""), *tiny.rows()).run)
     inputs, targets = workload.rows()
     held = workload.model()  # stands for the built model, and is given back when the contender has built its own
     _trim()
@@ -213,6 +213,7 @@ def run_cell(order: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(order["threads"])
     sigma = 0.0 if order["noise"] == "none" else 1.0
     settings = Settings(order["noise"], 1.0, order["unit_rows"], sigma, order["memory_limit"], order["parts"])
+    settings = replace(settings, checkpoint=order["checkpoint"])
     try:
         workload = workload_named(order["workload"])
         if order["what"] == "time":

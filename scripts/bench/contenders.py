@@ -33,6 +33,7 @@ class Settings:
         unit_rows: consecutive rows that are one unit together; dptrain's engines only.
         sigma: noise multiplier of the peers.
         memory_limit: MiB that dptrain's engines may hold for the sum; negative: no limit.
+        checkpoint: patterns of modules that dptrain's engine bookkeeping computes again, by commas.
         parts: physical batches that dptrain takes a step's rows in, as many whole units in each.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     sigma: float = 1.0
     memory_limit: int = -1
     parts: int = 1
+    checkpoint: str = ""
 
 
 class Contender(Protocol):

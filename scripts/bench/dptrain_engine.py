@@ -87,7 +87,8 @@ class DptrainEngine:
         self._grid = grid
         limit = None if settings.memory_limit < 0 else settings.memory_limit << 20
         compiled = worth_compiling(self._count * plan.steps)
-        how = EngineSettings(pass_limit=limit, compiled=compiled)
+        patterns = tuple(settings.checkpoint.split(",")) if settings.checkpoint else ()
+        how = EngineSettings(pass_limit=limit, compiled=compiled, checkpoint=patterns)
         self.engine: Engine = engines.build(name, self.model, row_loss, ClippingRule(settings.clip, grid), how)
         unit = torch.arange(rows) // per_unit
         size = -(-rows // (settings.parts * per_unit)) * per_unit
