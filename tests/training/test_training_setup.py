@@ -58,6 +58,19 @@ REFUSED = [
         ],
         "clipping.engine=opacus_ghost: clips rows",
     ),
+    (
+        ["data.public_fraction=0.2", "data.public_size=40", "execution.checkpoint=[layers.*]"],
+        "execution.checkpoint=layers.*: matches no module of this model",
+    ),
+    (
+        [
+            "data.public_fraction=0.2",
+            "data.public_size=40",
+            "execution.checkpoint=['*']",
+            "clipping.engine=vmap",
+        ],
+        "execution.checkpoint=*: is not known to clipping.engine=vmap; set clipping.engine=bookkeeping",
+    ),
     (["data.public_fraction=0.2", "data.public_size=150"], "data.public_size=160"),
     (["data.public_size=200"], "public"),
 ]
