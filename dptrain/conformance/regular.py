@@ -51,6 +51,8 @@ def regularity(blocks: np.ndarray, of: str) -> list[Law]:
     if not np.isfinite(blocks).all():
         return [Law("values that are not numbers", 0.0)]
     tests = _energies(blocks, f"neighbours within {of}") + _energies(blocks.T, f"neighbours over {of}")
+    for name, table in ((f"sums of whole {of}", blocks), (f"sums of coordinates over {of}", blocks.T)):
+        tests.append(_chi_square(name, float((table.sum(1) ** 2).sum()) / table.shape[1], len(table)))
     tests += _squares(blocks, f"whole {of}") + _squares(blocks.T, f"coordinates over {of}")
     for length in BLOCKS:
         if length < width and steps * (width // length) >= FEWEST:

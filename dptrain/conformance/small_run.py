@@ -25,6 +25,8 @@ from dptrain.training.assemble import build_trainer
 from dptrain.training.loop import Trainer
 
 WIDTH, HIDDEN, CLASSES, UNITS = 12, 8, 5, 40
+SCALE = 0.6
+"""Of the loss, in clipping norms: about as many gradients are then longer than C as are shorter."""
 
 
 @dataclass
@@ -191,7 +193,7 @@ def loss_of(clip: float) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross entropy times what brings most gradients' norms to both sides of C."""
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs, targets, reduction="none") * (clip / 3.0)
+        return F.cross_entropy(outputs, targets, reduction="none") * (SCALE * clip)
 
     return loss
 
@@ -204,7 +206,7 @@ def exact_sum(clip: float, module: nn.Module, rows: Rows, draw: Tensor) -> Tenso
     outer = torch.softmax(hidden @ v.T + c, 1) - F.one_hot(rows.targets, CLASSES).double()  # (R, K)
     inner = (outer @ v) * (1.0 - hidden.square())  # (R, H)
     parts = (inner[:, :, None] * x[:, None, :], inner, outer[:, :, None] * hidden[:, None, :], outer)
-    of_rows = torch.cat([p.flatten(1) for p in parts], 1) * (clip / 3.0)
+    of_rows = torch.cat([p.flatten(1) for p in parts], 1) * (SCALE * clip)
     sizes = torch.bincount(rows.unit_id).double()
     of_units = torch.zeros(len(sizes), of_rows.shape[1], dtype=torch.float64)
     of_units.index_add_(0, rows.unit_id, of_rows / sizes[rows.unit_id, None])
