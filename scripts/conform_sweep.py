@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dptrain.compose import compose
 from dptrain.conformance.kit import chance_checks, exact_checks, open_conform, run_checks
+from dptrain.conformance.long_runs import long_runs
 from dptrain.conformance.stand import Stand, build_stand
 from dptrain.conformance.steps import selfchecked_run
 from dptrain.data.source import Source, SourceInfo, Splits
@@ -157,7 +158,7 @@ def show_laws(rows: Rows, runs: int) -> None:
     for number in range(runs):
         if str(number) in rows.kept:
             continue
-        results = list(chance_checks(stand, config))
+        results = [*chance_checks(stand, config), *long_runs(stand)]
         rows.keep(str(number), {"failed": [one.check for one in results if one.passed is False]})
     failed = Counter(check for row in rows.kept.values() for check in row["failed"])
     print(f"{len(rows.kept)} runs of the checks of chance: false alarms {dict(failed) or 'none'}")

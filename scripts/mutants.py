@@ -53,6 +53,10 @@ LATER = (
     *("rough gradients", "large batch", "noise, each parameter", "noise, places", "noise, never twice"),
     *("noise, rounding", "sampling, rate", "sampling, sizes", "sampling, empty draws", "sampling, each step"),
     *("sum, few clipped", "sampling, planned rate", "price"),
+    *("layers", "token lengths", "public numbers", "price, looks", "price, units unknown", "price, best of trials"),
+    *("account", "short runs", "long run, events", "long run, addresses", "post-processing", "long run, replay"),
+    *("noise, with units", "whole run", "whole run, count", "whole run, claim", "whole run, files", "noise, regular"),
+    *("wide release", "noise, wide", "noise, wide, never twice", "private looks"),
 )
 """Checks that were added when list two had been read, and list three. What they catch is counted apart."""
 

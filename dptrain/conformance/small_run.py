@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dptrain.config import OptimizerConfig
 from dptrain.conformance.observe import Opened, Told, addresses, tell_noise
 from dptrain.conformance.post_processing import Apart
-from dptrain.conformance.stand import RATE, Stand
+from dptrain.conformance.stand import ALPHA, RATE, Stand
 from dptrain.data.source import Rows
 from dptrain.keystream import Keystream
 from dptrain.noise.ahead import NoiseAhead
@@ -93,7 +93,7 @@ def small_run(
             dtype="float64" if stand.config.execution.dtype == "float64" else "float32",
         ),
         optimizer=optimizer,
-        selfcheck=replace(stand.config.selfcheck, enabled=selfcheck),
+        selfcheck=replace(stand.config.selfcheck, enabled=selfcheck, alpha=min(stand.config.selfcheck.alpha, ALPHA)),
     )
     batch = RATE * UNITS
     mechanism = replace(stand.mechanism, sampling_rate=RATE, divisor=batch, steps=planned)
