@@ -50,7 +50,7 @@ class Apart:
         own = {name.lower(): getattr(torch.optim, name) for name in OF_TORCH}
         build: Any = own.get(config.name) or optimizers.resolve(config.name)
         self.optimizer: torch.optim.Optimizer = build(self.parameters, lr=config.lr, **config.options)
-        self.mean = [p.detach().double() for p in self.parameters]
+        self.mean = [p.detach().clone().double() for p in self.parameters]
 
     def state(self) -> dict[str, Any]:
         """Copies of everything that a run would have to keep to go on."""
