@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dptrain.config import OptimizerConfig
+from dptrain.conformance.draws_beside import draws_beside_units
 from dptrain.conformance.observe import NOISE
 from dptrain.conformance.regular import Law, least, regularity
 from dptrain.conformance.small_run import UNITS, SmallRun, small_run
@@ -54,6 +55,7 @@ def long_runs(stand: Stand) -> Iterator[Result]:
     yield by_releases_alone(runs)
     yield nothing_beside(stand, runs)
     yield noise_beside_units(long)
+    yield draws_beside_units(long)
 
 
 def _further(runs: dict[str, SmallRun], stand: Stand, name: str, config: OptimizerConfig, **how: Any) -> list[str]:

@@ -35,6 +35,8 @@ class Seen:
 
     draw: Tensor
     exact: Tensor
+    norms: Tensor
+    """(UNITS,) float64: every unit's norm at the step, drawn or not."""
     events: list[str]
     noise: list[Tensor] = field(default_factory=list)
     released: list[Tensor] = field(default_factory=list)
@@ -133,7 +135,9 @@ def _watched(stand: Stand, trainer: Trainer, rows: Rows, optimizer: OptimizerCon
     def on_draw(step: int, units: Tensor) -> None:
         mine = since()
         units = units[units < UNITS].clone()  # dummies of a self-check lie behind
-        steps.append(Seen(units, exact_sum(stand.clip, trainer.module, rows, units), ["draw"], opened=mine))
+        gradients = unit_gradients(stand.clip, trainer.module, rows)
+        exact = clipped_sum(stand.clip, gradients, units)
+        steps.append(Seen(units, exact, gradients.norm(dim=1), ["draw"], opened=mine))
 
     def on_noise(step: int, vector: Tensor) -> None:
         at_once("noise")
@@ -198,8 +202,8 @@ def loss_of(clip: float) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-def exact_sum(clip: float, module: nn.Module, rows: Rows, draw: Tensor) -> Tensor:
-    """(D,) float64: the clipped sum of the draw's units, each once, from the chain rule as it stands in textbooks."""
+def unit_gradients(clip: float, module: nn.Module, rows: Rows) -> Tensor:
+    """(UNITS, D) float64: each unit's gradient, from the chain rule as it stands in textbooks."""
     w, b, v, c = (p.detach().double() for p in module.parameters())
     x = rows.inputs.double()
     hidden = torch.tanh(x @ w.T + b)
@@ -209,7 +213,10 @@ def exact_sum(clip: float, module: nn.Module, rows: Rows, draw: Tensor) -> Tenso
     of_rows = torch.cat([p.flatten(1) for p in parts], 1) * (SCALE * clip)
     sizes = torch.bincount(rows.unit_id).double()
     of_units = torch.zeros(len(sizes), of_rows.shape[1], dtype=torch.float64)
-    of_units.index_add_(0, rows.unit_id, of_rows / sizes[rows.unit_id, None])
-    norms = of_units.norm(dim=1, keepdim=True)
-    clipped = of_units * (clip / norms.clamp(min=clip))
-    return clipped[torch.unique(draw)].sum(0)
+    return of_units.index_add_(0, rows.unit_id, of_rows / sizes[rows.unit_id, None])
+
+
+def clipped_sum(clip: float, gradients: Tensor, draw: Tensor) -> Tensor:
+    """(D,) float64: the clipped sum of the draw's units, each once."""
+    norms = gradients.norm(dim=1, keepdim=True)
+    return (gradients * (clip / norms.clamp(min=clip)))[torch.unique(draw)].sum(0)

@@ -76,6 +76,10 @@ def wide(stand: Stand) -> Iterator[Result]:
     laws += [
         _deviation(normals[i : i + STEPS], name) for i, name in zip(range(0, len(blocks), STEPS), ways, strict=True)
     ]
+    if grid is not None:
+        laws += [
+            _last_bits(values[i : i + STEPS], name) for i, name in zip(range(0, len(blocks), STEPS), ways, strict=True)
+        ]
     yield least("noise, wide", laws, ALPHA, f"{values.shape[0]} steps of {values.shape[1]} values")
     again = never_twice(values, stand.mechanism.noise_std / scale_of, grid is not None)
     yield Result("noise, wide, never twice", again.passed, again.says)
@@ -132,3 +136,15 @@ def _deviation(normals: np.ndarray, name: str) -> Law:
     squares = float((normals**2).sum())
     p = 2.0 * min(float(chi2.cdf(squares, normals.size)), float(chi2.sf(squares, normals.size)))
     return Law(f"deviation, {name}", p)
+
+
+def _last_bits(values: np.ndarray, name: str) -> Law:
+    """The last four bits of whole numbers are uniform: noise kept in fewer bits has none there, and the sum's show.
+
+    A rounded Gaussian of deviation S is uniform modulo 16 within 2 exp(-2 (pi S / 16)^2) (Poisson summation), which is
+    nothing for the S of any grid.
+    """
+    from scipy.stats import chisquare
+
+    counts = np.bincount((values.ravel().astype(np.int64) & 15), minlength=16)
+    return Law(f"last bits, {name}", float(chisquare(counts).pvalue))

@@ -17,7 +17,7 @@ from dptrain.conformance.kit import open_conform
 from dptrain.conformance.long_runs import long_runs
 from dptrain.conformance.observe import addresses
 from dptrain.conformance.post_processing import rate_at
-from dptrain.conformance.small_run import exact_sum, loss_of, made_up, network
+from dptrain.conformance.small_run import clipped_sum, loss_of, made_up, network, unit_gradients
 from dptrain.conformance.stand import Result, Stand, build_stand
 from dptrain.data.batches import PhysicalBatch
 from dptrain.errors import ClaimRejected, ConfigError
@@ -58,7 +58,9 @@ def test_the_sum_of_the_small_network_is_what_autograd_finds(stand: Stand) -> No
     batch, draw = PhysicalBatch(rows.inputs, rows.targets, rows.unit_id, weight), torch.tensor([0, 3, 7, 8, 39])
     found = recompute(net, loss_of(clip), batch, draw, clip)
     assert float((found.norms > clip).double().mean()) in (0.2, 0.4, 0.6, 0.8)  # on both sides of C
-    assert torch.allclose(exact_sum(clip, net, rows, draw), found.clipped_sum, rtol=1e-6, atol=1e-7)
+    assert torch.allclose(
+        clipped_sum(clip, unit_gradients(clip, net, rows), draw), found.clipped_sum, rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(

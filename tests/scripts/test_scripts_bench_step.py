@@ -63,7 +63,7 @@ def test_a_ratio_is_the_median_of_pairs_without_the_warm_up(
     monkeypatch: pytest.MonkeyPatch, contender: Callable[[Fake], None]
 ) -> None:
     time = [0.0]
-    costs = iter([100.0, 50.0, 3.0, 3.5, 2.5])
+    costs = iter([100.0] * cell.WARM_UP + [3.0, 3.5, 2.5])
 
     def pass_by(seconds: float) -> None:
         time[0] += seconds

@@ -105,9 +105,9 @@ def frames_apart(patch: Patch) -> None:
 
 def padding_tokens_unmeasured(patch: Patch) -> None:
     """Norms of a map leave out tokens that are padding; the model averages over them, so that they are in the sum."""
-    original = BookkeepingEngine._backward
+    original = BookkeepingEngine._forward
 
-    def backward(self: BookkeepingEngine, tape: Any, batch: PhysicalBatch, *rest: Any) -> Tensor:
+    def forward(self: BookkeepingEngine, tape: Any, batch: PhysicalBatch, *rest: Any) -> Any:
         tape.ids = batch.inputs
         return original(self, tape, batch, *rest)
 
@@ -119,7 +119,7 @@ def padding_tokens_unmeasured(patch: Patch) -> None:
             squared_norms(torch.bmm((seen.g * own[:, :, None]).mT, seen.a)) if own.shape == seen.a.shape[:2] else None
         )
 
-    patch(BookkeepingEngine, "_backward", backward)
+    patch(BookkeepingEngine, "_forward", forward)
     on_entered(patch, change)
 
 

@@ -106,14 +106,15 @@ def steps(more: int) -> Callable[[Patch], None]:
 
 
 def gradient_accumulates(patch: Patch) -> None:
-    original = Trainer._release
+    original, kept = Trainer._release, dict[int, list[Tensor]]()  # the loop itself lets go of a step's gradients
 
     def release(self: Any, step: int, total: DrawSum) -> None:
-        before = [None if p.grad is None else p.grad.clone() for p in self.parameters]
         original(self, step, total)
-        for parameter, old in zip(self.parameters, before, strict=True):
-            if old is not None and parameter.grad is not None:
-                parameter.grad = parameter.grad + old
+        if step == 0:
+            kept.clear()
+        for parameter, old in zip(self.parameters, kept.get(id(self), []), strict=False):
+            parameter.grad = parameter.grad + old
+        kept[id(self)] = [parameter.grad.clone() for parameter in self.parameters]
 
     patch(Trainer, "_release", release)
 
