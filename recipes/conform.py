@@ -20,7 +20,7 @@ from dptrain.launch import launch
 def run(config: ConformConfig) -> dict[str, Any]:
     """Runs every check, prints a line each, and returns them (``checks``) as plain data.
 
-    Reads no private row, opens no account, writes nothing.
+    Reads no private row and opens no account of the user's; one made-up run writes into a temporary folder.
 
     Raises:
         ClaimRejected: a check failed.
