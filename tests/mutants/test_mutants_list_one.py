@@ -40,7 +40,7 @@ def test_entries_are_named_once_and_say_where_they_come_from() -> None:
 @pytest.mark.parametrize("name", sorted(FEW))
 def test_a_mutant_is_caught_and_taken_back(name: str) -> None:
     found = runner.examine(name, mutants[name], True)
-    assert found.caught and found.caught_by == (FEW[name],) and not found.crash
+    assert found.caught and found.caught_by[-1] == FEW[name] and not found.crash  # before it: ``LATER`` ones
     with runner.mutated(lambda patch: patch(runner, "BASE", ())):
         assert runner.BASE == ()
     assert runner.BASE
