@@ -62,6 +62,7 @@ FLOOR = {
     "registry": 0,
     "distributed": 0,
     "durable": 0,
+    "file_lock": 0,
     "keystream": 0,
     "compiling": 0,
     "run_folder": 0,

@@ -9,7 +9,6 @@ run at a time. Where the room is another one (another machine), the folder's own
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from dptrain.checkpoint.step_journal import StepJournal
 from dptrain.durable import make_folder
 from dptrain.errors import ConfigError
+from dptrain.file_lock import hold
 from dptrain.signing import home
 
 
@@ -76,9 +76,7 @@ class HomeJournal(StepJournal):
 def _locked(path: Path, folder: Path) -> int:
     """The file, open and held; the operating system lets go of it when the process dies."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not hold(handle):
         os.close(handle)
-        raise ConfigError("resume", folder, "is being run as another copy of its folder", "wait for it") from error
+        raise ConfigError("resume", folder, "is being run as another copy of its folder", "wait for it")
     return handle

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dptrain.conformance.regular import Law, least
+from dptrain.conformance.regular import least, normal
 from dptrain.conformance.small_run import SmallRun
 from dptrain.conformance.stand import RATE, Result
 
@@ -21,8 +21,6 @@ def draws_beside_units(run: SmallRun) -> Result:
     w (included - q) over units and steps is a sum of martingale differences, and close to normal with variance
     q (1 - q) times the sum of w^2.
     """
-    from scipy.stats import norm
-
     inside = np.zeros((len(run.steps), len(run.steps[0].norms)))
     for number, step in enumerate(run.steps):
         inside[number, step.draw.numpy()] = 1.0
@@ -41,7 +39,7 @@ def draws_beside_units(run: SmallRun) -> Result:
     for name, (weight, found) in weights.items():
         size = math.sqrt(RATE * (1.0 - RATE) * float((weight**2).sum()))
         score = float((weight * (found - RATE)).sum()) / size if size else 0.0
-        laws.append(Law(f"a unit's draw beside {name}", float(2.0 * norm.sf(abs(score)))))
+        laws.append(normal(f"a unit's draw beside {name}", score))
     return least("draws, beside units", laws, ALPHA, f"{len(inside)} draws of {inside.shape[1]} units")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from dptrain.config import OptimizerConfig
 from dptrain.conformance.draws_beside import draws_beside_units
 from dptrain.conformance.observe import NOISE
-from dptrain.conformance.regular import Law, least, regularity
+from dptrain.conformance.regular import Law, chi_square, least, normal, regularity
 from dptrain.conformance.small_run import UNITS, SmallRun, small_run
 from dptrain.conformance.stand import RATE, Result, Stand
 from dptrain.errors import one_line
@@ -176,18 +176,18 @@ def noise_beside_units(run: SmallRun) -> Result:
     blocks = blocks / run.std
     tests: list[Law] = regularity(blocks, "steps")
     squares = (blocks**2).sum(1)
-    whole = float(squares.sum())
-    tests.append(Law("its deviation", 2 * min(float(chi2.cdf(whole, blocks.size)), float(chi2.sf(whole, blocks.size)))))
+    tests.append(chi_square("its deviation", float(squares.sum()), blocks.size))
     lengths = norm.ppf(np.clip(chi2.cdf(squares, blocks.shape[1]), 1e-300, 1 - 1e-16))
     sums = np.stack([s.exact.numpy() for s in run.steps])
     norms = np.linalg.norm(sums, axis=1)
     along = (blocks * sums).sum(1) / np.maximum(norms, 1e-300)
     used = norms > 0
-    tests += [_normal("noise along the sum", along[used]), _normal("noise along the sum before", _lagged(blocks, sums))]
+    tests.append(normal("noise along the sum", _together(along[used])))
+    tests.append(normal("noise along the sum before", _together(_lagged(blocks, sums))))
     sizes = np.array([len(s.draw) for s in run.steps], dtype=float)
     for what, other in (("the draw's size", sizes), ("the sum's norm", norms)):
         weight = (other - other.mean()) / max(float(np.linalg.norm(other - other.mean())), 1e-300)
-        tests.append(_normal(f"the noise's size beside {what}", np.array([float(weight @ lengths)])))
+        tests.append(normal(f"the noise's size beside {what}", float(weight @ lengths)))
     return least(
         "noise, with units", tests, ALPHA, f"{len(run.steps)} steps of {int(sizes.min())} to {int(sizes.max())} units"
     )
@@ -198,9 +198,6 @@ def _lagged(blocks: np.ndarray, sums: np.ndarray) -> np.ndarray:
     return (blocks[1:] * sums[:-1]).sum(1)[norms > 0] / norms[norms > 0]
 
 
-def _normal(name: str, scores: Sequence[float] | np.ndarray) -> Law:
-    """Two-sided p of the sum of standard normals."""
-    from scipy.stats import norm
-
-    total = float(np.sum(scores)) / math.sqrt(max(len(scores), 1))
-    return Law(name, float(2 * norm.sf(abs(total))) if math.isfinite(total) else 0.0)
+def _together(scores: np.ndarray) -> float:
+    """Of independent standard normals, one."""
+    return float(scores.sum()) / math.sqrt(max(len(scores), 1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dptrain.config import TrainConfig
 from dptrain.config_tuning import EvaluationConfig
-from dptrain.conformance.regular import Law, least, product_p
+from dptrain.conformance.regular import Law, chi_square, least, normal, product_p
 from dptrain.conformance.stand import Result
 from dptrain.data.source import Rows, SourceInfo
 from dptrain.data.units import hold_out
@@ -44,7 +44,7 @@ def private_looks() -> Result:
     hits.index_add_(0, unit, (inputs[:, 0] > 0).double() / torch.bincount(unit)[unit])
     other = targets.clone()
     other[unit == 7] = 0  # the person of most rows answers the other way
-    noise, moved = list[float](), list[float]()
+    noise = list[float]()
     for run in range(RUNS):
         own = Rows(inputs, other if run % 2 else targets, unit)
         exact = float(hits.sum()) if run % 2 == 0 else float(hits.sum() - hits[7] + (1.0 - hits[7]))
@@ -57,15 +57,18 @@ def private_looks() -> Result:
         return Result(name, False, f"a look more than the {LOOKS} planned is not refused")
     quiet = [PrivateAccuracy(Rows(inputs, t, unit), "binary", 1e-3, 1, 16, Keystream()) for t in (targets, other)]
     values = [one.look(module) * PEOPLE for one in quiet]
-    moved.append(abs(values[0] - values[1]))
-    if not max(moved) <= 1.0 + 0.02:  # ten deviations of noise that is a thousandth of a person
-        return Result(name, False, f"one person moves the count by {max(moved):.2f}")
+    moved = abs(values[0] - values[1])
+    if not moved <= 1.0 + 0.02:  # ten deviations of noise that is a thousandth of a person
+        return Result(name, False, f"one person moves the count by {moved:.2f}")
     scores = np.array(noise) / SIGMA
-    laws = [_square(scores), _normal("mean", scores.sum() / len(scores) ** 0.5)]
-    laws += [Law("one after the other", product_p(float(scores[1:] @ scores[:-1]), len(scores)))]
+    laws = [
+        chi_square("deviation", float((scores**2).sum()), len(scores)),
+        normal("mean", scores.sum() / len(scores) ** 0.5),
+        Law("one after the other", product_p(float(scores[1:] @ scores[:-1]), len(scores))),
+    ]
     if len(np.unique(np.round(scores, 9))) < len(scores) - 1:
         return Result(name, False, "noise of looks comes twice")
-    return least(name, laws, ALPHA, f"{len(scores)} looks; one person moves the count by {max(moved):.2f}")
+    return least(name, laws, ALPHA, f"{len(scores)} looks; one person moves the count by {moved:.2f}")
 
 
 def _apart() -> str | None:
@@ -83,16 +86,3 @@ def _apart() -> str | None:
     if len(people[0]) != training_units(config, info):
         return f"{len(people[0])} people are trained on, and the plan's rate is made of {training_units(config, info)}"
     return None
-
-
-def _square(scores: np.ndarray) -> Law:
-    from scipy.stats import chi2
-
-    squares = float((scores**2).sum())
-    return Law("deviation", 2.0 * min(float(chi2.cdf(squares, len(scores))), float(chi2.sf(squares, len(scores)))))
-
-
-def _normal(name: str, score: float) -> Law:
-    from scipy.stats import norm
-
-    return Law(name, float(2 * norm.sf(abs(score))))

@@ -52,7 +52,7 @@ def regularity(blocks: np.ndarray, of: str) -> list[Law]:
         return [Law("values that are not numbers", 0.0)]
     tests = _energies(blocks, f"neighbours within {of}") + _energies(blocks.T, f"neighbours over {of}")
     for name, table in ((f"sums of whole {of}", blocks), (f"sums of coordinates over {of}", blocks.T)):
-        tests.append(_chi_square(name, float((table.sum(1) ** 2).sum()) / table.shape[1], len(table)))
+        tests.append(chi_square(name, float((table.sum(1) ** 2).sum()) / table.shape[1], len(table)))
     tests += _squares(blocks, f"whole {of}") + _squares(blocks.T, f"coordinates over {of}")
     for length in BLOCKS:
         if length < width and steps * (width // length) >= FEWEST:
@@ -69,8 +69,8 @@ def _energies(blocks: np.ndarray, name: str) -> list[Law]:
         first, second = values[:, 0 : 2 * half : 2], values[:, 1 : 2 * half : 2]
         detail, values = (first - second) * math.sqrt(0.5), (first + second) * math.sqrt(0.5)
         length *= 2
-        tests.append(_chi_square(f"{name}, differences of {length // 2}", float((detail**2).sum()), detail.size))
-    tests.append(_chi_square(f"{name}, sums of {length}", float((values**2).sum()), values.size))
+        tests.append(chi_square(f"{name}, differences of {length // 2}", float((detail**2).sum()), detail.size))
+    tests.append(chi_square(f"{name}, sums of {length}", float((values**2).sum()), values.size))
     return tests
 
 
@@ -83,7 +83,7 @@ def _squares(rows: np.ndarray, name: str, followed: int = 1) -> list[Law]:
     squares = (rows**2).sum(1)
     low, high = chi2.cdf(squares, rows.shape[1]), chi2.sf(squares, rows.shape[1])
     scores = np.where(low < 0.5, norm.ppf(np.maximum(low, 1e-300)), norm.isf(np.maximum(high, 1e-300)))
-    tests = [_chi_square(f"sizes of {name}", float((scores**2).sum()), len(scores))]
+    tests = [chi_square(f"sizes of {name}", float((scores**2).sum()), len(scores))]
     for lag in {1, followed}:
         if len(scores) - lag >= 20 * FEWEST:
             total = float((scores[lag:] * scores[:-lag]).sum())
@@ -91,10 +91,19 @@ def _squares(rows: np.ndarray, name: str, followed: int = 1) -> list[Law]:
     return tests
 
 
-def _chi_square(name: str, squares: float, freedom: int) -> Law:
+def chi_square(name: str, squares: float, freedom: int) -> Law:
+    """Of a sum of squares of that many standard normals, two-sided; 0 where it is not a number."""
     from scipy.stats import chi2
 
-    return Law(name, 2.0 * min(float(chi2.cdf(squares, freedom)), float(chi2.sf(squares, freedom))))
+    p = 2.0 * min(float(chi2.cdf(squares, freedom)), float(chi2.sf(squares, freedom)))
+    return Law(name, p if math.isfinite(squares) else 0.0)
+
+
+def normal(name: str, score: float) -> Law:
+    """Of one standard normal, two-sided; 0 where it is not a number."""
+    from scipy.stats import norm
+
+    return Law(name, float(2.0 * norm.sf(abs(score))) if math.isfinite(score) else 0.0)
 
 
 def product_p(score: float, nodes: int) -> float:

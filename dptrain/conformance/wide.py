@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dptrain.conformance.observe import tell_noise
 from dptrain.conformance.places import ALPHA, never_twice
-from dptrain.conformance.regular import Law, least, regularity
+from dptrain.conformance.regular import Law, chi_square, least, regularity
 from dptrain.conformance.stand import Result, Stand
 from dptrain.data.batches import PhysicalBatch
 from dptrain.errors import ConfigError
@@ -131,11 +131,7 @@ def _released(noise: Noise, compiled: bool, grid: float | None) -> tuple[str | N
 
 def _deviation(normals: np.ndarray, name: str) -> Law:
     """The deviation of one source by itself."""
-    from scipy.stats import chi2
-
-    squares = float((normals**2).sum())
-    p = 2.0 * min(float(chi2.cdf(squares, normals.size)), float(chi2.sf(squares, normals.size)))
-    return Law(f"deviation, {name}", p)
+    return chi_square(f"deviation, {name}", float((normals**2).sum()), normals.size)
 
 
 def _last_bits(values: np.ndarray, name: str) -> Law:

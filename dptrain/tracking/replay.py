@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -14,6 +13,7 @@ from typing import Any
 
 from dptrain.config_tracking import is_this_machine
 from dptrain.errors import ConfigError, one_line
+from dptrain.file_lock import hold
 from dptrain.run_folder import RunFolder, read_json, write_json
 from dptrain.tracking.budget import statement_tags
 from dptrain.tracking.metrics_log import read_metrics
@@ -54,10 +54,9 @@ def _alone(room: Path, path: Path) -> Iterator[None]:
     """One process at a time: two that both make a run there would make two."""
     handle = os.open(room, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not hold(handle):
+            raise ConfigError("run", path, "is being synced by another process", "wait for it")
         yield
-    except BlockingIOError as error:
-        raise ConfigError("run", path, "is being synced by another process", "wait for it") from error
     finally:
         os.close(handle)
 

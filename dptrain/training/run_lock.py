@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 import weakref
 from pathlib import Path
 
 from dptrain.errors import ConfigError
+from dptrain.file_lock import hold
 
 
 class RunLock:
@@ -16,12 +16,10 @@ class RunLock:
 
     def __init__(self, room: Path) -> None:
         handle = os.open(room / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not hold(handle):
             who = os.read(handle, 100).decode("ascii", "replace").strip()
             os.close(handle)
-            raise ConfigError("resume", room.parent, f"is run by another process ({who})", "wait for it") from error
+            raise ConfigError("resume", room.parent, f"is run by another process ({who})", "wait for it")
         os.ftruncate(handle, 0)
         os.write(handle, f"pid {os.getpid()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode())
         self.release = weakref.finalize(self, os.close, handle)

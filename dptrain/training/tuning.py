@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import os
 import secrets
@@ -20,6 +19,7 @@ from safetensors.torch import load_model, save_model
 
 from dptrain.config import TrainConfig
 from dptrain.errors import BudgetRefused, ConfigError, suggest
+from dptrain.file_lock import hold
 from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.plan import Plan
 from dptrain.privacy.tuning import told_composed
@@ -205,10 +205,9 @@ def only_one(folder: RunFolder) -> Iterator[None]:
     """Holds a search's room: a second process that runs the same search is refused."""
     handle = os.open(folder.internal / "search.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not hold(handle):
+            raise ConfigError("run.dir", folder.path, "is being searched by another process", "wait for it")
         yield
-    except BlockingIOError as error:
-        raise ConfigError("run.dir", folder.path, "is being searched by another process", "wait for it") from error
     finally:
         os.close(handle)
 

@@ -21,6 +21,7 @@ from .contenders import Plain, Settings, build
 from .workloads import WORKLOADS, Workload, growth, mean_loss
 
 WARM_UP = 6
+"""Pairs that are not counted: for about as many, a process still asks the system for memory."""
 CLOCKS: dict[str, Callable[[], float]] = {
     "cpu": time.process_time,
     "thread": time.thread_time,
