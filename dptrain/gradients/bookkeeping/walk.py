@@ -19,6 +19,7 @@ from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.refusals import unseen_use
 from dptrain.gradients.bookkeeping.runs import RunningSum
 from dptrain.gradients.bookkeeping.tape import Tape
+from dptrain.gradients.protocol import ClippingRule
 
 BEYOND = 1e-4
 """Share of C by which a contribution of the second walk may exceed it: a tenth of the slack that noise is made for."""
@@ -68,11 +69,11 @@ class Graph:
         self.walk(keep=True)
         return found
 
-    def walk_for_sum(self, second: SecondWalk, clipping_norm: float) -> None:
+    def walk_for_sum(self, second: SecondWalk, rule: ClippingRule) -> None:
         """The second of two walks: adds to the sum."""
         self.tape.take = second.take
         self.walk()
-        second.check(clipping_norm)
+        second.check(rule)
 
 
 def form_of(contribution: Contribution) -> str:
@@ -132,7 +133,7 @@ class SecondWalk:
             contribution.silence(self._dead)
         self.total.add(name, contribution, self.factor)
 
-    def check(self, clipping_norm: float) -> None:
+    def check(self, rule: ClippingRule) -> None:
         """Refuses the sum where a unit has added more than its norm of the first walk allowed, or where its norm is
         another altogether.
 
@@ -140,8 +141,9 @@ class SecondWalk:
         """
         alive = self.factor > 0.0
         norms, again = torch.where(alive, self.norms, 0.0), torch.where(alive, self.squared.sqrt(), 0.0)
-        bounded = again * self.factor <= clipping_norm * (1.0 + BEYOND)  # NaN compares as False
-        same = norms - again <= APART * norms.clamp(min=clipping_norm)
+        largest = rule.clipping_norm * (1.0 + BEYOND) / (rule.grid or 1.0)  # factors bring a sum to grid steps
+        bounded = again * self.factor <= largest  # NaN compares as False
+        same = norms - again <= APART * norms.clamp(min=rule.clipping_norm)
         if not bool((bounded & same).all()):
             raise self._refusal("had other gradients in its second backward pass")
 

@@ -148,6 +148,21 @@ def test_encoders(name: str, layout: str) -> None:
     agree(MODELS[name](), batch_of(IDS, layout))
 
 
+@pytest.mark.parametrize("grid", [2.0**-12, 2.0**-20, 2.0])
+def test_sums_in_grid_steps(grid: float) -> None:
+    """What a unit may add is C / grid then; grids finer and coarser than the gradient's own unit."""
+    torch.manual_seed(0)
+    module, batch = Encoder(), batch_of(IDS)
+    norms = truth(module, batch).stats.norms
+    rule = ClippingRule(float(norms.median()), grid)
+    plain, twice = (
+        run(BookkeepingEngine(module, square_loss, rule, EngineSettings(checkpoint=patterns)), module, batch)
+        for patterns in ((), ("blocks.*",))
+    )
+    assert float((twice.total - plain.total).norm()) <= 2e-6 * float(plain.total.norm())
+    assert float(plain.total.norm()) > 0.1 * rule.clipping_norm / grid
+
+
 @pytest.mark.parametrize("layout", ["one row", "unequal"])
 @pytest.mark.parametrize("standard", [False, True])
 def test_convolutions_with_group_norm(standard: bool, layout: str) -> None:

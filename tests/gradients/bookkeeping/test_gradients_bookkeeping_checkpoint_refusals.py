@@ -40,14 +40,14 @@ def around(part: Part, forward: Callable[[Any, Tensor], Any] | None = None) -> A
     return Applied(lambda m, x: m.last(between(m, m.first(x))), part=part, first=nn.Linear(6, 6), last=nn.Linear(6, 2))
 
 
-def engine_of(module: nn.Module, *patterns: str) -> BookkeepingEngine:
-    return BookkeepingEngine(module, square_loss, ClippingRule(1.0, None), EngineSettings(checkpoint=patterns))
+def engine_of(module: nn.Module, *patterns: str, grid: float | None = None) -> BookkeepingEngine:
+    return BookkeepingEngine(module, square_loss, ClippingRule(1.0, grid), EngineSettings(checkpoint=patterns))
 
 
-def refused(module: nn.Module, match: str) -> None:
+def refused(module: nn.Module, match: str, grid: float | None = None) -> None:
     """And the module is left as it was."""
     with pytest.raises(ConfigError, match=match) as caught:
-        run(engine_of(module, "part"), module, batch_of(ROWS))
+        run(engine_of(module, "part", grid=grid), module, batch_of(ROWS))
     assert "\n" not in str(caught.value)
     assert all("forward" not in part.__dict__ for part in module.modules())
 
@@ -194,7 +194,8 @@ def test_what_is_written_into_what_a_passage_has_kept() -> None:
     refused(around(Part(lambda m, x, s: m.linear(x) * s), over), "is given a value of all rows that is written into")
 
 
-def test_gradients_that_are_others_in_the_second_walk() -> None:
+@pytest.mark.parametrize("grid", [None, 2.0**-12])
+def test_gradients_that_are_others_in_the_second_walk(grid: float | None) -> None:
     """What the first walk's norms do not bound is never added: a module that counts its calls by itself."""
 
     def grows(m: Any, x: Tensor) -> Tensor:
@@ -204,13 +205,13 @@ def test_gradients_that_are_others_in_the_second_walk() -> None:
     match = (
         "execution.checkpoint=the model: had other gradients in its second backward pass, .* leave checkpointing out"
     )
-    refused(around(Part(grows)), match)
+    refused(around(Part(grows)), match, grid)
 
     def shrinks(m: Any, x: Tensor) -> Tensor:
         m.count += 1
         return m.linear(x) * (0.1 if m.count % 3 == 0 else 1.0)
 
-    refused(around(Part(shrinks)), match)  # within the bound, but not the sum that was asked for
+    refused(around(Part(shrinks)), match, grid)  # within the bound, but not the sum that was asked for
 
 
 def test_torch_s_own_checkpointing_inside_is_refused() -> None:
