@@ -77,6 +77,7 @@ class PerUnit:
 
     gradient: Tensor  # (U, *shape), own memory
     turned: tuple[int, int] | None = None  # dimensions of shape that change places in the parameter's own
+    whole: torch.Size | None = None  # the parameter's own shape, where that has more dimensions
     squared_norm: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,8 +87,9 @@ class PerUnit:
         """Puts gradients computed in float64 in the place of those of some units; ``gradient`` must be writable."""
         if not len(units):
             return
+        turned = self._turn(self.gradient[0]).shape
         for unit in units.tolist():
-            self.gradient[unit] = self._turn(precise(unit))
+            self.gradient[unit] = self._turn(precise(unit).reshape(turned))
         self.squared_norm[units] = squared_norms(self.gradient[units])
 
     def silence(self, dead: Tensor) -> None:
@@ -96,10 +98,12 @@ class PerUnit:
     def weighted_sum(self, factor: Tensor) -> Tensor:
         flat, factor = self.gradient.reshape(len(factor), -1), factor.to(self.gradient.dtype)
         total = in_runs(len(flat), lambda run: torch.mv(flat[run].t(), factor[run]))
-        return self._turn(total.view(self.gradient.shape[1:])).contiguous()
+        found = self._turn(total.view(self.gradient.shape[1:])).contiguous()
+        return found if self.whole is None else found.view(self.whole)
 
     def per_unit(self) -> Tensor:
-        return self._turn(self.gradient, 1)
+        found = self._turn(self.gradient, 1)
+        return found if self.whole is None else found.reshape(len(found), *self.whole)
 
     def _turn(self, values: Tensor, first: int = 0) -> Tensor:
         """Between ``gradient``'s order and the parameter's; ``first`` is where shape begins."""

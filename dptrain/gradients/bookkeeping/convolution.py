@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from dptrain.gradients.bookkeeping.choice import Way
 from dptrain.gradients.bookkeeping.contribution import Contribution, PerUnit, in_runs
-from dptrain.gradients.bookkeeping.norms import loud_units, squared_norms
+from dptrain.gradients.bookkeeping.norms import loud_units, squared_norms, unsafe_units
 from dptrain.gradients.bookkeeping.seen import MOST_KEPT, RowGradients, Tokens, wide
 from dptrain.gradients.bookkeeping.tape import Tape, cast_inputs, is_parameter
 
 aten = torch.ops.aten
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-KEPT = ("loop", "grouped", "bands", "unfolded")
+KEPT = ("loop", "grouped", "bands", "unfolded", "tiles")
 """Ways that hold gradients as they are."""
 MUCH = 2
 """Times what a convolution saw: gradients that take more are not held."""
@@ -30,6 +30,8 @@ MOST_COLUMNS = 1 << 26
 """Bytes of unfolded inputs beyond which ways that unfold them whole are not tried."""
 SURELY_SMALL = 1 << 20
 """Bytes of unfolded inputs up to which nothing is lost by trying."""
+FEW_OUTPUTS = 8
+"""Outputs of a group under which a tile of compiled loops would be mostly empty."""
 MOST_GRAM_PLACES = 256
 """Most places of an output for which Gram matrices are tried: beyond, they cost more than the gradients."""
 
@@ -157,9 +159,10 @@ class _Convolution(torch.autograd.Function):
 class Convolved:
     """A convolution's inputs and output gradients.
 
-    Five ways to a unit's gradient: torch's kernel called unit by unit; one grouped convolution for all units, with
-    units in the place of channels; matrix products with bands of the input; one with unfolded inputs; and, for few
-    places, Gram matrices of the unfolded inputs. None is the quickest everywhere (docs/results/step_cost.md).
+    Six ways to a unit's gradient: torch's kernel called unit by unit; one grouped convolution for all units, with
+    units in the place of channels; matrix products with bands of the input; one with unfolded inputs; compiled loops
+    over tiles of the gradient; and, for few places, Gram matrices of the unfolded inputs. And one to its norm alone:
+    Gram matrices of the pictures. None is the quickest everywhere (docs/results/step_cost.md).
     """
 
     x: Tensor  # (U, M, C, *S)
@@ -194,6 +197,11 @@ class Convolved:
             "loop, again": lambda: self.again(self.looped),
             "grouped, again": lambda: self.again(self.grouped),
         }
+        if tape.chooser.compiled and self._fits_tiles:
+            ways["tiles"] = lambda: self.held(self.tiled, turned=(1, 2), whole=self.kernel.shape)
+            ways["tiles, again"] = lambda: self.again(self.tiled)
+            if self._fits_pictures:
+                ways["pictures, again"] = self.by_pictures
         if self.x.dim() == 5 and self.shape.groups == 1:
             ways["bands"] = lambda: self.held(self.banded, turned=(1, 2))
             ways["bands, again"] = lambda: self.again(self.banded)
@@ -263,6 +271,19 @@ class Convolved:
                     sums[:, :, row] = product if image == 0 else sums[:, :, row] + product
         return out.unflatten(3, (channels, kernel_w))
 
+    @property
+    def _fits_tiles(self) -> bool:
+        few = self.kernel.shape[0] // self.shape.groups < FEW_OUTPUTS
+        plain = self.x.device.type == "cpu" and self.x.dtype == self.g.dtype == torch.float32
+        return plain and not few and self.x.dim() < 6 and set(self.shape.dilation) == {1}
+
+    def tiled(self) -> Tensor:
+        """(U, groups, C / groups * prod(K), O / groups) by compiled loops."""
+        from dptrain.gradients.bookkeeping.convolution_loops import per_unit_gradients
+
+        shape = self.shape
+        return per_unit_gradients(self.x, self.g, self.kernel.shape, shape.stride, shape.padding, shape.groups)
+
     def tokens(self) -> Tokens:
         """The convolution as a linear map of unfolded patches, which are its tokens."""
         kernel = self.kernel.shape[2:]
@@ -277,9 +298,14 @@ class Convolved:
         seen = self.tokens()
         return torch.bmm(seen.g.transpose(1, 2), seen.a).view(len(self.x), *self.kernel.shape)
 
-    def held(self, gradients: Callable[[], Tensor], turned: tuple[int, int] | None = None) -> PerUnit:
+    def held(
+        self,
+        gradients: Callable[[], Tensor],
+        turned: tuple[int, int] | None = None,
+        whole: torch.Size | None = None,
+    ) -> PerUnit:
         """Held as it is."""
-        unit = PerUnit(gradients(), turned)
+        unit = PerUnit(gradients(), turned, whole)
         unit.replace(self.loud(unit.squared_norm), self.in_float64)
         return unit
 
@@ -290,6 +316,26 @@ class Convolved:
         for unit in loud.tolist():
             squared[unit] = self.in_float64(unit).square().sum()
         return Again(self, squared, loud)
+
+    @property
+    def _fits_pictures(self) -> bool:
+        outputs, channels, *kernel = self.kernel.shape
+        places, spots = math.prod(self.g.shape[3:]), math.prod(kernel)
+        cheaper = places * (channels + outputs + spots) < MUCH * outputs * channels * spots
+        one = self.x.dim() == 5 and self.x.shape[1] == 1 and self.shape.groups == 1
+        return one and cheaper and set(self.shape.stride) == {1}
+
+    def by_pictures(self) -> Again:
+        """Norms from Gram matrices by compiled loops; the sum by an ordinary weight gradient."""
+        from dptrain.gradients.bookkeeping.convolution_gram import picture_norms
+
+        x, g = self.x[:, 0], self.g[:, 0]
+        squared, norms_x, norms_g = picture_norms(x, g, self.kernel.shape, self.shape.padding, self.shape.dilation)
+        squared.clamp_(min=0.0)
+        size, unsafe = unsafe_units(squared, norms_x, norms_g, math.prod(self.kernel.shape[1:]), g.shape[1])
+        for unit in torch.nonzero(unsafe).flatten().tolist():
+            squared[unit] = self.in_float64(unit).square().sum()
+        return Again(self, squared, loud_units(size, squared, norms_x.shape[1]))
 
     def loud(self, squared_norm: Tensor) -> Tensor:
         """Numbers of the units whose terms cancel too much for float32; none on a GPU, where asking would stop it.

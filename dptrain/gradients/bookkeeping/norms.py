@@ -81,15 +81,10 @@ def gram_norm(
     sums = _by_loops if blocks == LOOPS else _by_products
     total, norms_a, norms_g = sums(a, g, {} if held is None else held, blocks)
     total.clamp_(min=0.0)
-    rounding, hidden = doubts(norms_a, norms_g, a.shape[2], g.shape[2])
     if a.is_cuda:
+        rounding, hidden = doubts(norms_a, norms_g, a.shape[2], g.shape[2])
         return total + rounding + hidden, None
-    size = (norms_a * norms_g).sum(1)
-    unsafe = (
-        _cancels(size, total, max(UNSAFE, 2.0 * length**0.5))
-        | (hidden > (1e-7 * total).clamp(min=1e-24))
-        | ~total.isfinite()
-    )
+    size, unsafe = unsafe_units(total, norms_a, norms_g, a.shape[2], g.shape[2])
     if not bool(unsafe.any()):
         return total, None
     whole_a, whole_g = a, g
@@ -99,6 +94,23 @@ def gram_norm(
     for unit in loud.tolist():  # in squares, float64 too would miss what is left of the largest cancellation
         total[unit] = outer_in_float64(whole_a[unit], whole_g[unit]).square().sum()
     return total, loud if len(loud) else None
+
+
+def unsafe_units(total: Tensor, norms_a: Tensor, norms_g: Tensor, width_a: int, width_g: int) -> tuple[Tensor, Tensor]:
+    """Which Gram norms are to be computed again in float64.
+
+    Args:
+        total: (U,) squared norms from Gram matrices.
+        norms_a, norms_g: (U, T) float64 |a_t| and |g_t|.
+        width_a, width_g: numbers in an a_t, and in a g_t.
+
+    Returns:
+        (U,) sums over t of |a_t| |g_t|, and (U,) bool.
+    """
+    _, hidden = doubts(norms_a, norms_g, width_a, width_g)
+    size = (norms_a * norms_g).sum(1)
+    far = _cancels(size, total, max(UNSAFE, 2.0 * norms_a.shape[1] ** 0.5))
+    return size, far | (hidden > (1e-7 * total).clamp(min=1e-24)) | ~total.isfinite()
 
 
 def _by_products(a: Tensor, g: Tensor, held: dict[int, Tensor], blocks: int) -> tuple[Tensor, Tensor, Tensor]:

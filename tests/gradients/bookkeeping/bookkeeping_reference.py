@@ -25,6 +25,8 @@ LAYOUTS = {
     "mixed up": ([3, 0, 3, 1, 0, 5], [0.5, 0.5, 0.5, 1.0, 0.5, 0.0]),
 }
 """Ways in which rows belong to units: slot and weight of each row."""
+COMPILED = ("gram_loops", "tiles", "tiles, again", "pictures, again")
+"""Ways that numba must be there for."""
 
 
 def square_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -57,7 +59,8 @@ class Applied(nn.Module):
 
 def by_way(way: str) -> Callable[[BookkeepingEngine], None]:
     """Makes an engine compute every contribution in one way, wherever a use has it."""
-    if way == "gram_loops":
+    compiled = way in COMPILED
+    if compiled:
         pytest.importorskip("numba", reason="needs the extra 'fast'")
 
     class Always(dict[Any, str]):
@@ -69,7 +72,7 @@ def by_way(way: str) -> Callable[[BookkeepingEngine], None]:
 
     def prepare(engine: BookkeepingEngine) -> None:
         engine.chooser.picks = Always()
-        engine.chooser.compiled = way == "gram_loops"
+        engine.chooser.compiled = compiled
 
     return prepare
 

@@ -18,6 +18,7 @@ from dptrain.data.batches import PhysicalBatch
 
 LINEAR = ["gram1", "gram_loops", "kept"]
 CONVOLUTION = ["loop", "grouped", "bands", "unfolded", "gram", "loop, again", "grouped, again", "bands, again"]
+CONVOLUTION += ["tiles", "tiles, again", "pictures, again"]
 
 
 def ramp_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def cancelling(kind: str, size: float) -> tuple[nn.Module, Tensor]:
         return module, torch.randn(6, 1, 20).repeat(1, 17, 1)
     if kind == "places":
         weights = signs(25, size)
-        module = Applied(lambda m, x: (m.inner(x).flatten(2) * weights).sum(2), inner=nn.Conv2d(3, 5, 3, bias=False))
+        module = Applied(lambda m, x: (m.inner(x).flatten(2) * weights).sum(2), inner=nn.Conv2d(3, 9, 3, bias=False))
         return module, torch.randn(6, 3, 1, 1).repeat(1, 1, 7, 7)
     table = nn.Parameter(torch.randn(4, 6))
     return Applied(lambda m, x: _table_and_head(m.table, x, size), table=table), torch.randn(6, 1, 4)
