@@ -110,6 +110,9 @@ class ExecutionConfig:
     """float32, bfloat16 (autocast; parameters and sums stay wide) or float64."""
     device: str = "auto"
     """auto (CUDA when present), cpu, cuda or cuda:N."""
+    noise_device: str = "cpu"
+    """Where secure noise is made: cpu, or model (the model's own device: by far the quicker on a GPU, by far the slower
+    on a CPU). The same law; see docs/noise.md, section 6. Fast noise is made where the model is."""
     threads: int | None = None
     """CPU threads of torch, at least 1; None leaves torch's choice."""
     memory_limit: int | None = None
@@ -128,6 +131,7 @@ class ExecutionConfig:
     def __post_init__(self) -> None:
         _number("execution.physical_batch_size", self.physical_batch_size, low=1)
         _choice("execution.dtype", self.dtype, ["float32", "bfloat16", "float64"])
+        _choice("execution.noise_device", self.noise_device, ["cpu", "model"])
         _number("execution.threads", self.threads, low=1)
         _number("execution.memory_limit", self.memory_limit, low=0)
         for length in self.length_buckets or []:

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     FAST_NOISE = 5
     TRIALS = 6
     SELFCHECK = 7
+    NOISE_DEVICE = 8
 
 
 def _zeros(size: int) -> memoryview:

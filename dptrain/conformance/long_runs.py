@@ -13,7 +13,7 @@ import torch
 
 from dptrain.config import OptimizerConfig
 from dptrain.conformance.draws_beside import draws_beside_units
-from dptrain.conformance.observe import NOISE
+from dptrain.conformance.observe import NOISE, least_bytes
 from dptrain.conformance.regular import Law, chi_square, least, normal, regularity
 from dptrain.conformance.small_run import UNITS, SmallRun, small_run
 from dptrain.conformance.stand import RATE, Result, Stand
@@ -100,8 +100,8 @@ def addressed_once(runs: dict[str, SmallRun]) -> Result:
             if kinds["noise"] != 1 or kinds[Purpose.DRAW.name] != 1:
                 says = f"{which}, step {number}: {kinds[Purpose.DRAW.name]} draws and {kinds['noise']} noise vectors"
                 return Result(name, False, f"{says} are made of random bits", number)
-            size = 4 * len(step.exact)  # bytes: at least 32 bits a value
-            if any(sum(one.read) < size for one in step.opened if one.purpose in NOISE):
+            size, made = len(step.exact), [one for one in step.opened if one.purpose in NOISE]
+            if any(sum(one.read) < least_bytes(one.purpose, size) for one in made):
                 return Result(name, False, f"{which}, step {number}: too few random bits for its noise", number)
             seen.update((one.keys, one.purpose, one.step) for one in step.opened)
             twice = [key for key, times in seen.items() if times > 1]

@@ -17,8 +17,13 @@ from torch import Tensor
 
 from dptrain.keystream import Keystream, Purpose, Stream
 
-NOISE = (Purpose.NOISE, Purpose.FAST_NOISE, Purpose.FAST_NOISE_SEED)
+NOISE = (Purpose.NOISE, Purpose.NOISE_DEVICE, Purpose.FAST_NOISE, Purpose.FAST_NOISE_SEED)
 """What one vector of noise may be made of; ``NOISE_TIE`` decides a few of its values."""
+
+
+def least_bytes(purpose: Purpose, count: int) -> int:
+    """Random bytes that noise of so many values must be made of: 32 bits a value, or a whole key for a device."""
+    return 32 if purpose is Purpose.NOISE_DEVICE else 4 * count
 
 
 class Told:

@@ -22,6 +22,7 @@ from dptrain.gradients.draw_sum import DrawSum
 from dptrain.gradients.protocol import UnitStats
 from dptrain.keystream import Keystream
 from dptrain.noise.ahead import NoiseAhead
+from dptrain.noise.device import DeviceNoise
 from dptrain.noise.fast import FastNoise
 from dptrain.noise.protocol import Noise
 from dptrain.noise.secure import SecureNoise
@@ -93,6 +94,9 @@ def _sources(stand: Stand, grid: float | None) -> dict[str, tuple[Noise, bool]]:
         made[name] = (fast if grid is None else SecureNoise(Keystream(), std / grid, compiled=compiled), compiled)
     if grid is not None:
         made["by a thread"] = (NoiseAhead(SecureNoise(Keystream(), std / grid)), False)
+        if stand.config.execution.noise_device == "model":
+            device = next(stand.module.parameters()).device
+            made["on the device"] = (DeviceNoise(Keystream(), std / grid, device), False)
     return made
 
 

@@ -138,13 +138,18 @@ def round_pairs(
     """
     half = len(out) // 2
     radius, gap = words[:half], work[0, : 2 * half]
-    threshold = 0.5 - FAST_BOUND * max(scale, _SURE_SCALE)
+    threshold = safe_distance(scale)
     with np.errstate(invalid="ignore"):  # a radius word of 0 gives inf - inf here, and is settled exactly
         if (how or transform)(words, scale, out, work, threshold, CUT):
             return np.empty(0, dtype=np.int64)
         doubtful = (find or suspects)(radius, gap, threshold)
         cosine_gap, sine_gap = np.abs(gap[doubtful]), np.abs(gap[half + doubtful])
-        return doubtful[~_certain(radius[doubtful], cosine_gap, sine_gap, scale)]
+        return doubtful[~certain(radius[doubtful], cosine_gap, sine_gap, scale)]
+
+
+def safe_distance(scale: float) -> float:
+    """Distance from a whole number under which a rounding is certain, for U in [CUT, 1 - CUT]."""
+    return 0.5 - FAST_BOUND * max(scale, _SURE_SCALE)
 
 
 def suspects(radius: np.ndarray, gap: np.ndarray, threshold: float) -> np.ndarray:
@@ -227,7 +232,13 @@ def _outside(radius: np.ndarray) -> np.ndarray:
     return (uniform < CUT) | (uniform > 1.0 - CUT)
 
 
-def _certain(radius: np.ndarray, cosine_gap: np.ndarray, sine_gap: np.ndarray, scale: float) -> np.ndarray:
-    """Whether the pair's own, sharper bound decides both roundings."""
+def certain(radius: np.ndarray, cosine_gap: np.ndarray, sine_gap: np.ndarray, scale: float) -> np.ndarray:
+    """Whether the pair's own, sharper bound decides both roundings.
+
+    Args:
+        radius: (n,) int64 radius words.
+        cosine_gap, sine_gap: (n,) distances of the two normals from what they round to.
+        scale: S.
+    """
     threshold = 0.5 - max(scale, _SURE_SCALE) * pair_bound((radius & _MASK) * 2.0**-63)
     return (cosine_gap < threshold) & (sine_gap < threshold)

@@ -22,6 +22,7 @@ from dptrain.gradients.clip import largest_exact_draw
 from dptrain.gradients.protocol import ClippingRule, Engine, EngineSettings, RowLoss, trainable
 from dptrain.keystream import Keystream
 from dptrain.noise.ahead import NoiseAhead
+from dptrain.noise.device import DeviceNoise
 from dptrain.noise.fast import FastNoise
 from dptrain.noise.protocol import Noise
 from dptrain.noise.secure import SecureNoise
@@ -98,9 +99,14 @@ def build_engine(
 
 
 def build_noise(
-    plan: Plan, keystream: Keystream, num_parameters: int, grid: float | None, device: torch.device
+    plan: Plan,
+    keystream: Keystream,
+    num_parameters: int,
+    grid: float | None,
+    device: torch.device,
+    on_device: bool = False,
 ) -> Noise:
-    """The plan's noise, in grid steps where there is a grid.
+    """The plan's noise, in grid steps where there is a grid, made on the device where ``on_device`` asks for it.
 
     Guarantee: its deviation is the mechanism's own, and its distance from an ideal Gaussian over the whole run
     is inside the plan's reserve of delta.
@@ -113,7 +119,8 @@ def build_noise(
     idle = num_parameters >= WORTH_A_THREAD and _cores() > torch.get_num_threads()
     if grid is None:
         return FastNoise(keystream, std, device, compiled=quick)  # so quick that holding a step's noise does not pay
-    noise = SecureNoise(keystream, std / grid, compiled=quick)
+    here = DeviceNoise(keystream, std / grid, device) if on_device else None
+    noise = here or SecureNoise(keystream, std / grid, compiled=quick)
     distance = plan.mechanism.expected_runs * noise.distance((num_parameters + 1) * plan.steps)
     if distance * (1.0 + math.exp(min(plan.epsilon, 700.0))) > plan.delta * NOISE_RESERVE:
         raise ConfigError(
@@ -122,7 +129,7 @@ def build_noise(
             f"is too small for the noise sampler's distance {distance:.2g} from a Gaussian over this run",
             "raise privacy.delta",
         )
-    return NoiseAhead(noise) if idle else noise
+    return NoiseAhead(noise) if idle and here is None else noise
 
 
 def worth_compiling(normals: int) -> bool:
@@ -237,7 +244,7 @@ def build_trainer(
         if config.selfcheck.enabled:
             check = build_selfcheck(config, plan, module, row_loss, rule, index.num_units, keystream)
             count += check.block.numel()
-        noise = build_noise(plan, keystream, count, grid, device)
+        noise = build_noise(plan, keystream, count, grid, device, config.execution.noise_device == "model")
     dummies = 0 if check is None else check.block.numel()
     sampler = PoissonSampler(index.num_units + dummies, plan.sampling_rate, keystream)
 

@@ -48,7 +48,8 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
         engine = build_engine(setup.config, module, setup.row_loss, ClippingRule(mechanism.clipping_norm, grid))
         engine_seconds, name = _seconds(engine, batch, total), engine.name
         without_rule = dict(engine.without_rule) if isinstance(engine, BookkeepingEngine) else None
-        noise = build_noise(setup.plan, Keystream(), count, grid, batch.weight.device)
+        on_device = setup.config.execution.noise_device == "model"
+        noise = build_noise(setup.plan, Keystream(), count, grid, batch.weight.device, on_device)
         start = time.perf_counter()
         noise.draw(0, count)
         noise_seconds = time.perf_counter() - start

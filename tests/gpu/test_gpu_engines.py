@@ -39,7 +39,7 @@ def sums(engine: str, device: str, grid: bool, skip: int | None = None) -> torch
     return total.cpu() * (step or 1.0)
 
 
-@pytest.mark.parametrize("engine", ["vmap", "opacus_hooks", "loop"])
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "opacus_hooks", "loop"])
 def test_sums_match_the_cpu_and_one_unit_stays_within_its_bound(engine: str) -> None:
     """Differences from the CPU within s / 10 a unit (matrix products in TF32 would fail), change within C (1 + s)."""
     on_device = sums(engine, "cuda", grid=False)
@@ -48,7 +48,7 @@ def test_sums_match_the_cpu_and_one_unit_stays_within_its_bound(engine: str) -> 
     assert 0 < float(change.norm()) <= NORM * (1 + SLACK)
 
 
-@pytest.mark.parametrize("engine", ["vmap", "opacus_hooks"])
+@pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "opacus_hooks"])
 def test_a_sum_is_the_same_bits_twice(engine: str) -> None:
     assert torch.equal(sums(engine, "cuda", grid=True), sums(engine, "cuda", grid=True))
 
