@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,10 +51,15 @@ class Clipper:
         memory_limit: MiB that a call may take beside the module and the batch, which then goes through in runs of whole
             units; 0: about what a plain backward pass takes; None: all rows at once.
         autocast: dtype of autocast around the forward pass, or None. Do not call under ``torch.autocast``.
+        checkpoint: patterns of names of modules (``blocks.*``) whose activations are computed again in the backward
+            pass, which is then taken twice: for units that do not fit at all.
+        compiled: whether loops compiled by numba may be tried on a CPU (extra ``fast``; convolutions and attention
+            gain most). They are compiled once a machine, some seconds, and loaded by every process, half a second.
 
     Raises:
-        ConfigError: the norm is not a number above 0, nothing is trainable, or hooks of Opacus are on the module; when
-            called: the module mixes rows or cannot be followed, or the numbers of rows differ.
+        ConfigError: the norm is not a number above 0, nothing is trainable, hooks of Opacus are on the module, a
+            pattern names nothing, or numba is asked for and not there; when called: the module mixes rows or cannot be
+            followed, or the numbers of rows differ.
     """
 
     def __init__(
@@ -64,6 +70,8 @@ class Clipper:
         *,
         memory_limit: int | None = None,
         autocast: torch.dtype | None = None,
+        checkpoint: Sequence[str] = (),
+        compiled: bool = False,
     ) -> None:
         if not (0.0 < max_grad_norm < math.inf):
             raise ConfigError("max_grad_norm", max_grad_norm, "is not a finite number above 0", "choose one, such as 1")
@@ -76,8 +84,13 @@ class Clipper:
                 "carries Opacus' hooks",
                 "give the module as it was before make_private",
             )
+        if compiled and importlib.util.find_spec("numba") is None:
+            raise ConfigError(
+                "compiled", True, "numba is not installed", "pip install 'dptrain[fast]', or leave it out"
+            )
         self._module = module
-        settings = EngineSettings(autocast, pass_limit=None if memory_limit is None else memory_limit << 20)
+        limit = None if memory_limit is None else memory_limit << 20
+        settings = EngineSettings(autocast, pass_limit=limit, compiled=compiled, checkpoint=tuple(checkpoint))
         self._engine = BookkeepingEngine(module, loss, ClippingRule(float(max_grad_norm), None), settings)
 
     def __call__(self, inputs: Tensor, targets: Tensor, unit: Tensor | None = None) -> Clipped:

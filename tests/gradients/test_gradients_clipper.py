@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,21 @@ def test_a_poisoned_unit_adds_nothing() -> None:
     assert all(torch.allclose(found.sums[name], clean[name], atol=1e-5) for name in clean)
 
 
+@pytest.mark.parametrize("more", [{"checkpoint": ["0"]}, {"compiled": True}, {"checkpoint": ["4"], "compiled": True}])
+def test_settings_of_memory_and_speed_change_no_sum(more: dict[str, Any]) -> None:
+    if "compiled" in more:
+        pytest.importorskip("numba", reason="needs the extra 'fast'")
+    inputs, targets = rows()
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 3))
+    plain = dptrain.Clipper(module, nn.CrossEntropyLoss(), 0.5)(inputs, targets)
+    clip = dptrain.Clipper(module, nn.CrossEntropyLoss(), 0.5, **more)
+    for _ in range(2):
+        other = clip(inputs, targets)
+        assert torch.allclose(other.norms, plain.norms, rtol=1e-6)
+        for name, total in plain.sums.items():
+            assert float((other.sums[name] - total).norm()) <= 1e-5 * ROWS * 0.5
+
+
 def test_what_cannot_be_done_is_said_in_one_line() -> None:
     frozen = nn.Linear(2, 2).requires_grad_(False)
     wrapped = model()
@@ -110,6 +126,14 @@ def test_what_cannot_be_done_is_said_in_one_line() -> None:
         clip(inputs, targets[1:])
     with pytest.raises(ConfigError, match="give as many of each"):
         clip(inputs, targets, torch.zeros(3, dtype=torch.int64))
+
+
+def test_compiled_loops_and_patterns_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"execution\.checkpoint=nothing: matches no module of this model"):
+        dptrain.Clipper(model(), nn.CrossEntropyLoss(), 1.0, checkpoint=["nothing"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"compiled=True: numba is not installed; pip install 'dptrain\[fast\]'"):
+        dptrain.Clipper(model(), nn.CrossEntropyLoss(), 1.0, compiled=True)
 
 
 def test_it_needs_neither_opacus_nor_hydra_nor_mlflow() -> None:
