@@ -10,11 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from dptrain.compiling import loop
+from dptrain.gradients.bookkeeping.tiles import LANES
 
 NEAR = 65536
 """Numbers of a draw's rows that are gone through at once: 256 KB, which stay in a cache."""
 LINEAR, RELU, TANH, SIGMOID = range(4)
 
+WIDE = LANES == 16
+"""Whether there are the registers of AVX-512."""
 f32 = np.float32
 FLAT = f32(7.90531110763549805)
 """Where tanh is 1 in float32."""
@@ -54,6 +57,37 @@ def _four_by_two(x, r0, r1, r2, r3, w, j, bias, out, i):
 
 
 @loop(any_order=True, inline=True)
+def _four_by_four(x, r0, r1, r2, r3, w, j, bias, out, i):
+    """Four rows of x meet four of w: out[i:i+4, j:j+4]. Needs the registers of AVX-512."""
+    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = f32(0)
+    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = f32(0)
+    a0, a1, a2, a3, b0, b1, b2, b3 = x[r0], x[r1], x[r2], x[r3], w[j], w[j + 1], w[j + 2], w[j + 3]
+    for k in range(w.shape[1]):
+        x0, x1, x2, x3, y0, y1, y2, y3 = a0[k], a1[k], a2[k], a3[k], b0[k], b1[k], b2[k], b3[k]
+        s00 += x0 * y0
+        s01 += x0 * y1
+        s02 += x0 * y2
+        s03 += x0 * y3
+        s10 += x1 * y0
+        s11 += x1 * y1
+        s12 += x1 * y2
+        s13 += x1 * y3
+        s20 += x2 * y0
+        s21 += x2 * y1
+        s22 += x2 * y2
+        s23 += x2 * y3
+        s30 += x3 * y0
+        s31 += x3 * y1
+        s32 += x3 * y2
+        s33 += x3 * y3
+    c0, c1, c2, c3 = bias[j], bias[j + 1], bias[j + 2], bias[j + 3]
+    out[i, j], out[i, j + 1], out[i, j + 2], out[i, j + 3] = s00 + c0, s01 + c1, s02 + c2, s03 + c3
+    out[i + 1, j], out[i + 1, j + 1], out[i + 1, j + 2], out[i + 1, j + 3] = s10 + c0, s11 + c1, s12 + c2, s13 + c3
+    out[i + 2, j], out[i + 2, j + 1], out[i + 2, j + 2], out[i + 2, j + 3] = s20 + c0, s21 + c1, s22 + c2, s23 + c3
+    out[i + 3, j], out[i + 3, j + 1], out[i + 3, j + 2], out[i + 3, j + 3] = s30 + c0, s31 + c1, s32 + c2, s33 + c3
+
+
+@loop(any_order=True, inline=True)
 def _four_from_four(out, i, share, j, x, r0, r1, r2, r3, width):
     """Adds share[i + a, j + b] of row r_b of x to row i + a of out, for a and b from 0 to 3."""
     a0, a1, a2, a3 = share[i, j], share[i, j + 1], share[i, j + 2], share[i, j + 3]
@@ -84,9 +118,13 @@ def _forward(x, rows, w, bias, kind, out):
     block = max(4, NEAR // w.shape[1] // 4 * 4)
     for begin in range(0, len(rows), block):
         stop = min(begin + block, len(rows))
-        for j in range(0, len(w), 2):
+        for j in range(0, len(w), 4):
             for i in range(begin, stop, 4):
-                _four_by_two(x, rows[i], rows[i + 1], rows[i + 2], rows[i + 3], w, j, bias, out, i)
+                if WIDE:
+                    _four_by_four(x, rows[i], rows[i + 1], rows[i + 2], rows[i + 3], w, j, bias, out, i)
+                else:
+                    _four_by_two(x, rows[i], rows[i + 1], rows[i + 2], rows[i + 3], w, j, bias, out, i)
+                    _four_by_two(x, rows[i], rows[i + 1], rows[i + 2], rows[i + 3], w, j + 2, bias, out, i)
     if kind == RELU:
         for i in range(len(out)):
             for j in range(len(w)):
