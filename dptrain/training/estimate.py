@@ -18,7 +18,7 @@ from dptrain.privacy import accounting
 from dptrain.privacy.grid import grid_step
 from dptrain.privacy.plan import Plan
 from dptrain.privacy.tuning import alone
-from dptrain.training.assemble import DTYPES, build_engine, build_noise
+from dptrain.training.assemble import DTYPES, build_engine, build_noise, worth_compiling
 from dptrain.training.baseline import PlainSum
 from dptrain.training.canaries import canary_cost, canary_line, expected_rows
 from dptrain.training.made_up import made_up_batch
@@ -45,7 +45,8 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
     if mechanism is not None:
         secure = setup.plan.noise == "secure"
         grid = grid_step(mechanism.clipping_norm, mechanism.sensitivity_slack, count) if secure else None
-        engine = build_engine(setup.config, module, setup.row_loss, ClippingRule(mechanism.clipping_norm, grid))
+        rule, quick = ClippingRule(mechanism.clipping_norm, grid), worth_compiling(count * setup.plan.steps)
+        engine = build_engine(setup.config, module, setup.row_loss, rule, quick)
         engine_seconds, name = _seconds(engine, batch, total), engine.name
         without_rule = dict(engine.without_rule) if isinstance(engine, BookkeepingEngine) else None
         on_device = setup.config.execution.noise_device == "model"
