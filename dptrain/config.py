@@ -114,7 +114,7 @@ class ExecutionConfig:
     """Where secure noise is made: cpu, or model (the model's own device: by far the quicker on a GPU, by far the slower
     on a CPU). The same law; see docs/noise.md, section 6. Fast noise is made where the model is."""
     threads: int | None = None
-    """CPU threads of torch, at least 1; None leaves torch's choice."""
+    """CPU threads of torch, in [1, 1024]; None leaves torch's choice."""
     memory_limit: int | None = None
     """MiB that a step of the engine bookkeeping may take beside the model, its optimizer and the physical batch's rows;
     the engine then takes the batch in as many runs of whole units as that asks for. 0: about what plain training of the
@@ -132,7 +132,7 @@ class ExecutionConfig:
         _number("execution.physical_batch_size", self.physical_batch_size, low=1)
         _choice("execution.dtype", self.dtype, ["float32", "bfloat16", "float64"])
         _choice("execution.noise_device", self.noise_device, ["cpu", "model"])
-        _number("execution.threads", self.threads, low=1)
+        _number("execution.threads", self.threads, low=1, high=1024)
         _number("execution.memory_limit", self.memory_limit, low=0)
         for length in self.length_buckets or []:
             _number("execution.length_buckets", length, low=1, high=8192)

@@ -55,6 +55,8 @@ class AuditConfig:
     run: str = "???"
     """Folder of a finished run."""
     audit: AuditSettings = field(default_factory=AuditSettings)
+    key: str | None = None
+    """Public key file of the one signer to accept; null: your own key and those that you trust."""
     imports: list[str] = field(default_factory=list)
     """The user's own files, where the run used some; never taken from the run folder."""
     tracking_uri: str | None = None

@@ -28,7 +28,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         number("evaluation.every", self.every, low=1)
-        number("evaluation.batch_size", self.batch_size, low=1)
+        number("evaluation.batch_size", self.batch_size, low=1, high=2**31 - 1)
         choice("evaluation.metrics", self.metrics, ["public", "dp"])
         number("evaluation.private_fraction", self.private_fraction, low=0, high=0.5, low_open=True)
         number("evaluation.noise_multiplier", self.noise_multiplier, low=0.1, high=1e4)

@@ -21,6 +21,10 @@ GATE = "gate.json"
 """In ``internal/``: what the gate found in the rows."""
 
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a run may be called."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths of one run. Only ``checkpoint`` is made to leave the building."""
@@ -76,7 +80,7 @@ def new_run(run_id: str | None, directory: str | None) -> RunFolder:
     """
     if run_id is None:
         run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
+    if not NAME.fullmatch(run_id):
         raise ConfigError("run.id", run_id, "is not a plain name", "use letters, digits, '.', '_' and '-'")
     path = Path(directory).expanduser() if directory else Path("runs", run_id)
     return RunFolder(path.absolute(), run_id)
@@ -90,7 +94,11 @@ def open_run(path: str) -> RunFolder:
         raise ConfigError("run", path, "no such folder", remedy)
     if not folder.result.is_file():
         raise ConfigError("run", path, "is not a finished run (no result.json)", remedy)
-    return RunFolder(folder.path, str(read_json(folder.result).get("run_id", folder.path.name)))
+    result = read_json(folder.result)
+    run_id = result.get("run_id", folder.path.name) if isinstance(result, dict) else None
+    if not (isinstance(run_id, str) and NAME.fullmatch(run_id)):
+        raise ConfigError("run", folder.result, "is not the result of a run", "restore it from a copy")
+    return RunFolder(folder.path, run_id)
 
 
 def write_text(path: Path, text: str, mode: int = 0o600) -> None:
@@ -115,10 +123,12 @@ def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; a missing or torn file is a ConfigError naming it."""
+    """Reads JSON; a missing or torn file, or a pipe or device, which would never end, is a ConfigError naming it."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError("file", path, "is missing", "give a complete run folder") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ConfigError("file", path, f"cannot be read as JSON ({error})", "restore it from a copy") from error

@@ -19,11 +19,11 @@ from dptrain.audit.groups import check_groups, make_groupings
 from dptrain.audit.noted import note, noted_line
 from dptrain.audit.reference_attacks import ATTACKS
 from dptrain.audit.reference_lines import reference_lines
+from dptrain.audit.run_config import check_model, check_recipe, read_run_config
 from dptrain.audit.signals import check_task
 from dptrain.audit.tier import MakeTrainer, make_pool, reference_tier
 from dptrain.audit.verdict import verdict
 from dptrain.checkpoint.bundle import Bundle, load_verified
-from dptrain.compose import typed
 from dptrain.config import AuditConfig, TrainConfig
 from dptrain.data.manifest import manifest_digest
 from dptrain.data.quarantine import NamedRows, refuse_quarantined
@@ -67,7 +67,7 @@ def open_subject(config: AuditConfig) -> Subject:
     status = read_json(folder.result).get("status")
     if status == "failed":
         raise ConfigError("run", config.run, "ended with an error and left no checkpoint", "audit a finished run")
-    settings = _settings(folder)
+    settings = read_run_config(folder)
     if settings.imports and not config.imports:
         raise ConfigError(
             "imports",
@@ -76,7 +76,8 @@ def open_subject(config: AuditConfig) -> Subject:
             "give imports=[...] yourself",
         )
     load_user_files(config.imports)
-    bundle = load_verified(folder.checkpoint, sealing_key=config.audit.key)
+    bundle = load_verified(folder.checkpoint, config.key, sealing_key=config.audit.key)
+    _check_run(folder, bundle)
     source = sources.build(settings.data.name, settings.data, settings.seed, options=settings.data.options)
     check_groups(source.info, config.audit.groups)
     splits = load_capped(source, settings.privacy, settings.seed)
@@ -98,16 +99,12 @@ def open_subject(config: AuditConfig) -> Subject:
     )
 
 
-def _settings(folder: RunFolder) -> TrainConfig:
-    from omegaconf import OmegaConf
-
-    try:
-        stored = OmegaConf.load(folder.config)
-        return typed(OmegaConf.merge(OmegaConf.structured(TrainConfig), stored))
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError("run", folder.config, f"cannot be read ({error})", "restore it from a copy") from error
+def _check_run(folder: RunFolder, bundle: Bundle) -> None:
+    """What is found is filed under the folder's run, so the bundle must be that run's."""
+    own = bundle.statement["identity"]["run_id"]
+    if own != folder.run_id:
+        problem = f"holds the checkpoint of run {own}, and its result.json is of run {folder.run_id}"
+        raise ConfigError("run", folder.path, problem, "give a run folder as its run left it")
 
 
 def _check_rows(folder: RunFolder, members: Rows) -> None:
@@ -160,9 +157,10 @@ def references(subject: Subject, config: AuditConfig, make_trainer: MakeTrainer)
     wanted = check_groups(subject.info, config.audit.groups)
     pool = make_pool(*subject.pool, config.audit.max_rows, config.seed)
     groupings = make_groupings(pool.scored_members(), subject.info, wanted)
-    settings = replace(subject.settings, imports=[])  # those that the user named are loaded; a run folder names no code
-    trainer = make_trainer(settings, pool.rows)
     bundle, size = subject.bundle, subject.batch_size
+    check_model(subject.settings, bundle.spec, subject.folder)
+    trainer = make_trainer(_for_references(subject.settings, pool.rows), pool.rows)
+    check_recipe(trainer.plan, trainer.spec, bundle.statement, bundle.spec, subject.folder)
     beside = len(seconds_tier(bundle.spec.task, subject.non_members.num_units))
 
     def tell(line: str) -> None:
@@ -170,6 +168,13 @@ def references(subject: Subject, config: AuditConfig, make_trainer: MakeTrainer)
 
     given, seed = config.audit, config.seed
     return reference_tier(subject.folder, bundle, pool, trainer, given, seed, size, beside, groupings, tell)
+
+
+def _for_references(settings: TrainConfig, rows: Rows) -> TrainConfig:
+    """The run's own settings, without code (what the user named is loaded, and a run folder names none), and with a
+    physical batch no larger than the pool."""
+    size = min(settings.execution.physical_batch_size, max(len(rows), settings.privacy.max_rows_per_unit))
+    return replace(settings, imports=[], execution=replace(settings.execution, physical_batch_size=size))
 
 
 def attack(

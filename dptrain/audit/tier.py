@@ -34,6 +34,8 @@ from dptrain.config import TrainConfig
 from dptrain.config_audit import AuditSettings, seconds_of
 from dptrain.data.source import Rows
 from dptrain.errors import ConfigError
+from dptrain.models.build import ModelSpec
+from dptrain.privacy.plan import Plan
 from dptrain.run_folder import CACHE, RunFolder
 
 EXPOSED_BY = "rmia"
@@ -82,6 +84,16 @@ class Trainer(Protocol):
     """What trains references; a recipe hands it over, since ``training`` and ``audit`` are siblings."""
 
     digest: str
+
+    @property
+    def plan(self) -> Plan:
+        """By which references are trained, but for their sampling rate."""
+        ...
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model that they are."""
+        ...
 
     def train(self, included: Sequence[Tensor], seeds: Sequence[int], way: str) -> list[dict[str, Tensor]]:
         """States of references, one a mask, by a way that ``speed`` gave."""

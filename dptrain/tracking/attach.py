@@ -41,7 +41,7 @@ def log_internal(
         "run_id": folder.run_id,
         "started_ms": int(time.time() * 1000),
         "note": note,
-        "step": int(result["steps"]),
+        "step": result["steps"] if isinstance(result.get("steps"), int) else 0,
         "metrics": metrics,
         "files": [os.path.relpath(file, folder.path) for file in files],
     }
@@ -49,10 +49,16 @@ def log_internal(
 
 
 def _may_reach(result: dict[str, Any], server: str | None) -> bool:
-    """Whether the store is an embedded one, or a server that the user named: a folder's word is not enough."""
+    """Whether the store is an embedded one that is there, or one that the user named: a folder's word is not enough."""
     uri = str(result.get("tracking_uri"))
-    if uri.startswith("sqlite:") or uri == server:
+    if uri == server:
         return True
+    if uri.startswith("sqlite:"):  # the store that the run wrote to is there; no folder's word makes a file elsewhere
+        place = Path(uri.partition(":///")[2].partition("?")[0])
+        if place.is_file():
+            return True
+        print(f"dptrain: note: not copied to {uri}: there is no such file", file=sys.stderr)
+        return False
     print(f"dptrain: note: not copied to {uri}; give tracking_uri={uri} to do so", file=sys.stderr)
     return False
 

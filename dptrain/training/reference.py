@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from dptrain.config import TrainConfig
 from dptrain.data.source import Rows
 from dptrain.keystream import Keystream
+from dptrain.models.build import ModelSpec
+from dptrain.privacy.plan import Plan
 from dptrain.training.assemble import build_trainer
 from dptrain.training.mapped_rows import mapped_rows
 from dptrain.training.reference_compiled import never_compiled, train_compiled
@@ -75,6 +77,16 @@ class ReferenceTrainer:
         facts["draws"] = "of one size"
         facts["plan"] = [setup.plan.steps, setup.plan.expected_batch_size, asdict(setup.plan)["mechanism"]]
         self.digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def plan(self) -> Plan:
+        """Of the run."""
+        return self._setup.plan
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Of the run's model."""
+        return self._setup.spec
 
     @property
     def is_private(self) -> bool:
