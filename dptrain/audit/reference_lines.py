@@ -16,6 +16,14 @@ def reference_lines(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         f"{found['count']} ({found['new']} new), {found['seconds']:g} s, {found['cpu_seconds']:g} CPU s; {found['way']}"
     )
     lines = [("references", text)]
+    if found.get("diverged"):
+        lines.append(("", f"{found['diverged']} of them diverged (weights are not finite) and tell nothing apart"))
+    if not found["between_models"]:
+        few = found["count"] <= 2
+        why = "one pair of references says nothing of it" if few else "references hold too few rows for these rates"
+        lines.append(
+            ("between models", f"no interval: {why}; a longer audit.budget goes on" if few else f"none: {why}")
+        )
     for name, rates in found["between_models"].items():
         first = rates[0]
         share = f"{first['tpr']:.2%} ({first['low']:.2%} to {first['high']:.2%})"

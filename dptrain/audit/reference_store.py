@@ -137,6 +137,8 @@ class ReferenceStore:
         """
         path = self.folder / name.file
         try:
+            if not path.is_file():  # a pipe would never end
+                raise OSError("it is no file")
             with safe_open(str(path), framework="pt") as file:
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             packed = state.pop(MASK)

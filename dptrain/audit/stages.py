@@ -64,6 +64,7 @@ def open_subject(config: AuditConfig) -> Subject:
         ConfigError: the run did not finish, its bundle was changed, or the rows are not those it was trained on.
     """
     folder = open_run(config.run)
+    _check_room(folder)
     status = read_json(folder.result).get("status")
     if status == "failed":
         raise ConfigError("run", config.run, "ended with an error and left no checkpoint", "audit a finished run")
@@ -97,6 +98,13 @@ def open_subject(config: AuditConfig) -> Subject:
         pool=(trained, splits.public),
         planted=found,
     )
+
+
+def _check_room(folder: RunFolder) -> None:
+    """What is found comes from members, and stays in this folder: a link would carry it to where the folder says."""
+    for place in (folder.internal, folder.internal / "references"):
+        if place.is_symlink():
+            raise ConfigError("run", place, "is a link: findings would leave the run's folder", "put a folder there")
 
 
 def _check_run(folder: RunFolder, bundle: Bundle) -> None:

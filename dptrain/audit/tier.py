@@ -139,11 +139,23 @@ class Tier:
     batch_size: int
     names: list[ReferenceName] = field(default_factory=list)
     found: list[Signals] = field(default_factory=list)
+    diverged: int = 0
+    """How many have a weight that is not finite: they tell nothing apart."""
 
     def add(self, name: ReferenceName, state: dict[str, Tensor] | None = None) -> None:
-        """Scores the units under one reference; its state is read where it is not given."""
+        """Scores the units under one reference; its state is read where it is not given.
+
+        Raises:
+            ConfigError: its file is damaged, or holds the weights of another model.
+        """
         model = copy.deepcopy(self.bundle.model)
-        model.load_state_dict(self.store.load(name) if state is None else state)
+        state = self.store.load(name) if state is None else state
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            path, problem = self.store.folder / name.file, "holds the weights of another model"
+            raise ConfigError("run", path, problem, "remove it; it is trained again") from error
+        self.diverged += not all(bool(torch.isfinite(value).all()) for value in state.values())
         like = Bundle(self.bundle.path, model.eval(), self.bundle.spec, self.bundle.statement)
         self.names.append(name)
         self.found.append(_signals(like, self.pool, self.batch_size))
@@ -232,6 +244,7 @@ def reference_tier(
         "references": {
             "count": len(tier.names),
             "new": len(tier.names) - before,
+            "diverged": tier.diverged,
             "pool": {"units": pool.rows.num_units, "members": pool.members, "trained_on": pool.rows.num_units // 2},
             "scored": {"members": int(inside.sum()), "non_members": int((~inside).sum())},
             "seeds": [{"seed": n.seed, "pair": n.pair, "side": "ab"[n.side]} for n in tier.names],

@@ -150,6 +150,8 @@ def _at(file: BinaryIO, place: int) -> bytes:
 
 
 def _opened(path: Path, mode: str = "rb") -> Any:
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise SealBroken(path, "cannot be opened (it is no file)")
     try:
         return open(path, mode, buffering=0)
     except OSError as error:

@@ -143,3 +143,30 @@ def test_a_folder_makes_no_store_where_it_says(
     assert run(["audit", "run=run", "audit.fpr=[0.05]"]) == 0
     assert "there is no such file" in capsys.readouterr().err
     assert not elsewhere.exists()
+
+
+def test_canaries_and_references_that_are_pipes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", *QUICK, "run.dir=run", "audit.canaries=20"]) == 0
+    assert run(["audit", "run=run", "audit.fpr=[0.05]", "audit.budget=30s", "audit.narrow=1.0"]) == 0
+    reference = sorted(Path("run/internal/references").glob("*.safetensors"))[0]
+    for file, more in ((reference, ["audit.budget=5s"]), (Path("run/internal/canaries.sealed"), [])):
+        file.unlink()
+        os.mkfifo(file)
+        assert "it is no file" in refused(*more)
+
+
+@pytest.mark.parametrize("name", ["internal", "internal/references"])
+def test_a_room_that_is_a_link_is_refused(trained: Path, refused: Refused, name: str) -> None:
+    """Findings and references come from members; a link would carry them to where the folder says."""
+    elsewhere = trained.parent / "elsewhere"
+    if name == "internal":
+        (trained / name).rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+    (trained / name).symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    assert "is a link" in refused("audit.budget=20s")
+    assert sorted(elsewhere.iterdir()) == before
