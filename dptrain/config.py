@@ -30,6 +30,7 @@ from dptrain.config_selfcheck import SelfCheckConfig
 from dptrain.config_tracking import TrackingConfig
 from dptrain.config_tuning import EvaluationConfig, ReleaseConfig, TuningConfig
 from dptrain.config_verify import VerifyConfig
+from dptrain.errors import ConfigError
 from dptrain.ranges import choice as _choice
 from dptrain.ranges import number as _number
 
@@ -48,6 +49,10 @@ class ModelConfig:
     """Replace every BatchNorm layer, which mixes units, by GroupNorm of at most 32 groups."""
     path: str | None = None
     """Folder of local weights (safetensors) that the model starts from; needed by hf, timm and efficientnet_lite0."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("model.name", "''", "is needed with model=own", "give the name that your file registers")
 
 
 @dataclass

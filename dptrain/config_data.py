@@ -63,6 +63,8 @@ class DataConfig:
     """Keywords of the source's own function."""
 
     def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("data.name", "''", "is needed with data=own", "give the name that your file registers")
         _number("data.public_size", self.public_size, low=2)
         _number("data.public_fraction", self.public_fraction, low=0, high=1, low_open=True, high_open=True)
         for pair in self.unit_rows or []:

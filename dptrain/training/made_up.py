@@ -12,6 +12,7 @@ from dptrain.config_budget import LedgerConfig
 from dptrain.data.batches import PhysicalBatch
 from dptrain.data.source import TOKENS
 from dptrain.errors import ConfigError
+from dptrain.gradients.bookkeeping.refusals import out_of_memory
 from dptrain.gradients.protocol import trainable
 from dptrain.models.probe import made_up_rows
 from dptrain.models.reading import takes_ids
@@ -43,7 +44,20 @@ def made_up_batch(setup: Setup, size: int, rows_per_unit: int = 1) -> PhysicalBa
     Args:
         size: rows.
         rows_per_unit: rows that are one unit, side by side.
+
+    Raises:
+        ConfigError: so many rows do not fit into memory.
     """
+    try:
+        return _made_up_batch(setup, size, rows_per_unit)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        problem = "does not fit into memory"
+        raise ConfigError("execution.physical_batch_size", size, problem, "lower it") from error
+
+
+def _made_up_batch(setup: Setup, size: int, rows_per_unit: int) -> PhysicalBatch:
     generator = torch.Generator().manual_seed(0)
     info = setup.source.info
     dtype = next(iter(trainable(setup.module).values())).dtype

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from dptrain.checkpoint.sealing_key import load_key
@@ -18,6 +17,7 @@ from dptrain.data.manifest import manifest_digest, new_salt
 from dptrain.data.source import Rows, Splits
 from dptrain.data.units import hold_out, load_capped
 from dptrain.errors import ConfigError
+from dptrain.gradients.bookkeeping.refusals import out_of_memory
 from dptrain.keystream import Keystream
 from dptrain.privacy.ledger import Ledger
 from dptrain.run_folder import RunFolder, write_json, write_text
@@ -314,7 +314,7 @@ def train(
             accused = None if check is None or check.accusation is None else check.accusation.culprit
             write_result(setup, failed, recorder, tracker, folder, accused)
         tracker.finish("failed")
-        if isinstance(error, torch.OutOfMemoryError):
+        if out_of_memory(error):
             raise ConfigError(
                 "execution.physical_batch_size",
                 setup.config.execution.physical_batch_size,

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_model, save_model
 
 from dptrain.config import TrainConfig
 from dptrain.errors import BudgetRefused, ConfigError, suggest
 from dptrain.file_lock import hold
+from dptrain.gradients.bookkeeping.refusals import out_of_memory
 from dptrain.privacy.ledger import Ledger
 from dptrain.privacy.plan import Plan
 from dptrain.privacy.tuning import told_composed
@@ -273,7 +273,9 @@ def run_trial(search: Search, rows: Rows, folder: RunFolder, number: int, combin
             setup = replace(prepare(search.config(combination), check_folder=False), folder=room)
             trainer, recorder, _ = stages.assemble(setup, rows.of(setup), room, Budget())
             outcome = trainer.run(recorder.on_step)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             remedy = "lower it; the guarantee does not change"
             field = "execution.physical_batch_size"
             raise ConfigError(field, "", "does not fit the device's memory in a trial", remedy) from error

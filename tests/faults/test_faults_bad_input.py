@@ -236,3 +236,22 @@ def test_a_range_without_end_is_refused_before_it_fills_the_memory(
     assert run([command, "experiment=quickstart", *words]) == 2
     said = capsys.readouterr().err
     assert said.startswith("dptrain: error: ") and said.count("\n") == 1 and len(said) < 400
+
+
+@pytest.mark.parametrize("group", ["model", "data"])
+@pytest.mark.parametrize("command", ["train", "plan", "bench", "conform"])
+def test_own_without_a_name_is_refused_and_never_something_else(
+    base: list[str], group: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was the default: digits, or the MLP, in place of what the user meant."""
+    said = refused([command, "privacy.epochs=1", f"{group}=own"], capsys)
+    assert f"{group}.name" in said and f"is needed with {group}=own" in said
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "bench"])
+def test_a_batch_beyond_all_memory_is_one_line(
+    base: list[str], command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "experiment=quickstart", "tracking=none", "execution.physical_batch_size=1000000000000"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("dptrain: error: execution.physical_batch_size=1000000000000: does not fit")
