@@ -54,7 +54,7 @@ def test_one_run_is_above_the_truth_no_more_often_than_it_says(
 def test_one_run_is_not_idle() -> None:
     """Where every guess is right it shows something: the test above is not passed by saying 0."""
     included = np.array([True, False] * 4)
-    scores = np.array([1.0 if coin else 0.0 for coin in included]) + 0.01 * np.arange(8)
+    scores = np.array([(1.0 if coin else 0.0) + 0.01 * i for i, coin in enumerate(included)])
     assert one_run(scores, included, 0.0, 0.8).epsilon > 0.5
 
 
