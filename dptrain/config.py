@@ -116,8 +116,8 @@ class ExecutionConfig:
     device: str = "auto"
     """auto (CUDA when present), cpu, cuda or cuda:N."""
     noise_device: str = "cpu"
-    """Where secure noise is made: cpu, or model (the model's own device: by far the quicker on a GPU, by far the slower
-    on a CPU). The same law; see docs/noise.md, section 6. Fast noise is made where the model is."""
+    """Where secure noise is made: cpu, or model (the model's own device; meant for GPUs, on which it has not run yet, and
+    far slower on a CPU). The same law: docs/noise.md, section 6. Fast noise is always made where the model is."""
     threads: int | None = None
     """CPU threads of torch, in [1, 1024]; None leaves torch's choice."""
     memory_limit: int | None = None
