@@ -7,12 +7,17 @@ from functools import partial
 
 from dptrain.config_conform import ConformConfig
 from dptrain.conformance import draws, engine, fine, laws, places, steps
+from dptrain.conformance.best import best_released
+from dptrain.conformance.draws_far import draws_far_apart
 from dptrain.conformance.guard import guarded
+from dptrain.conformance.keys import keys_differ
 from dptrain.conformance.layers import layers
 from dptrain.conformance.left_behind import left_behind
 from dptrain.conformance.lengths import token_lengths
 from dptrain.conformance.long_runs import long_runs
 from dptrain.conformance.looks import private_looks
+from dptrain.conformance.many_units import many_units
+from dptrain.conformance.own_rows import own_rows
 from dptrain.conformance.price import prices
 from dptrain.conformance.ranks import two_ranks
 from dptrain.conformance.reference import rough_gradients
@@ -68,11 +73,14 @@ def exact_checks(stand: Stand) -> Iterator[Result]:
         "grid": engine.on_grid,
         "layers": layers,
         "token lengths": token_lengths,
+        "many units": many_units,
+        "rows of one user": lambda stand: own_rows(),
         "recorded steps": steps.recorded_steps,
         "slack paid": fine.slack_paid,
         "price": lambda stand: prices(stand.asked, stand.config),
         "long runs": long_runs,
         "whole run": left_behind,
+        "whole run, best": best_released,
     }
     for name, check in checks.items():
         yield from guarded(name, partial(check, stand))
@@ -84,6 +92,7 @@ def chance_checks(stand: Stand, config: ConformConfig) -> Iterator[Result]:
     checks: dict[str, Callable[[], Result | Iterable[Result]]] = {
         "noise": lambda: laws.noise_law(stand, asked.noise_samples),
         "key stream": fine.addresses,
+        "keys": keys_differ,
         "noise, fine": lambda: fine.fine_law(stand, 1_000_000),
         "noise, places": lambda: places.noise_places(stand),
         "wide release": lambda: wide(stand),
@@ -91,6 +100,7 @@ def chance_checks(stand: Stand, config: ConformConfig) -> Iterator[Result]:
         "noise, rounding": lambda: places.rounding_law(stand),
         "sampling": lambda: laws.sampling_law(stand, asked.draws),
         "draws": lambda: draws.draws_law(stand),
+        "draws, far apart": lambda: draws_far_apart(stand),
         "self-check": lambda: steps.selfchecked_run(stand, asked.selfcheck_steps),
     }
     for name, check in checks.items():
