@@ -20,8 +20,9 @@ from dptrain.conformance.stand import RATE, Result, Stand
 from dptrain.errors import one_line
 from dptrain.keystream import Purpose
 
-LONG, SHORT = 104, 8
-"""Steps of the long run, and of those that differ in their settings."""
+LONG, SHORT, SPARSE = 104, 8, 72
+"""Steps of the long run, of those that differ in their settings, and of one whose draws hold a unit or none, so that
+noise is longer than sums, and what waits for that comes up."""
 ALPHA = 1e-7
 """False-alarm rate of each law."""
 SHARE = 2e-4
@@ -48,6 +49,8 @@ def long_runs(stand: Stand) -> Iterator[Result]:
     for number, (name, config) in enumerate(OTHERS.items()):
         fell += _further(runs, stand, name, config, size=(3, 64)[number], ahead=number > 0)
     fell += _further(runs, stand, "the run's own", _tame(stand), size=32, selfcheck=True)
+    quiet = replace(MOMENTUM, lr=0.004 / stand.mechanism.noise_std)
+    fell += _further(runs, stand, "one unit a draw", quiet, planned=SPARSE, size=32, q=1.0 / UNITS)
     says = "; ".join(fell) or f"runs of {', '.join(runs)} come to their ends"
     yield Result("short runs", not fell, says)
     yield one_release(runs)
@@ -58,10 +61,12 @@ def long_runs(stand: Stand) -> Iterator[Result]:
     yield draws_beside_units(long)
 
 
-def _further(runs: dict[str, SmallRun], stand: Stand, name: str, config: OptimizerConfig, **how: Any) -> list[str]:
+def _further(
+    runs: dict[str, SmallRun], stand: Stand, name: str, config: OptimizerConfig, planned: int = SHORT, **how: Any
+) -> list[str]:
     """Adds a short run; what it ended in, where it did not come to its end."""
     try:
-        runs[name] = small_run(stand, SHORT, config, **how)
+        runs[name] = small_run(stand, planned, config, **how)
     except Exception as error:  # whatever it is, other runs are looked at
         return [one_line(f"{name} ends in {type(error).__name__}: {error}")[:120]]
     return []

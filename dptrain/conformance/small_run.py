@@ -73,6 +73,7 @@ def small_run(
     size: int = 16,
     selfcheck: bool = False,
     ahead: bool = False,
+    q: float = RATE,
 ) -> SmallRun:
     """Takes the steps, and recomputes each.
 
@@ -83,6 +84,7 @@ def small_run(
         size: rows of a physical batch.
         selfcheck: whether the run checks itself.
         ahead: whether noise is drawn by another thread while sums are computed, as in a run of many parameters.
+        q: sampling rate.
     """
     rows, module = made_up(stand), network(stand)
     loss = loss_of(stand.clip)
@@ -97,13 +99,13 @@ def small_run(
         optimizer=optimizer,
         selfcheck=replace(stand.config.selfcheck, enabled=selfcheck, alpha=min(stand.config.selfcheck.alpha, ALPHA)),
     )
-    batch = RATE * UNITS
-    mechanism = replace(stand.mechanism, sampling_rate=RATE, divisor=batch, steps=planned)
+    batch = q * UNITS
+    mechanism = replace(stand.mechanism, sampling_rate=q, divisor=batch, steps=planned)
     plan = replace(
         stand.plan,
         mechanism=mechanism,
         steps=planned,
-        sampling_rate=RATE,
+        sampling_rate=q,
         expected_batch_size=batch,
         public_size=UNITS,
         max_rows_per_unit=int(torch.bincount(rows.unit_id).max()),
