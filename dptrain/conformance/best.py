@@ -42,16 +42,14 @@ class Kind:
     ema: float
 
     def settings(self, config: TrainConfig) -> TrainConfig:
-        """Of the run, out of those of the other whole run: little noise, and large steps."""
+        """Of the run, out of those of the other whole run, whose plan it shares: large steps, and a look at each."""
         return replace(
             config,
             data=DataConfig(name=NAME, options={"turned": self.turned}),
-            privacy=replace(config.privacy, noise_multiplier=0.6),
             optimizer=replace(config.optimizer, lr=0.3, schedule="constant", ema=self.ema),
             evaluation=EvaluationConfig(every=1),
             task=TaskConfig(metrics=[self.metric, "accuracy"] if self.metric != "accuracy" else ["accuracy"]),
             release=ReleaseConfig(choose="best"),
-            ledger=replace(config.ledger, epsilon_limit=1000.0),
         )
 
 
