@@ -116,7 +116,7 @@ class ExecutionConfig:
     device: str = "auto"
     """auto (CUDA when present), cpu, cuda or cuda:N."""
     noise_device: str = "cpu"
-    """Where secure noise is made: cpu, or model (the model's own device; meant for GPUs, on which it has not run yet, and
+    """Where secure noise is made: cpu, or model (the model's own device: meant for GPUs, on which it has not run yet;
     far slower on a CPU). The same law: docs/noise.md, section 6. Fast noise is always made where the model is."""
     threads: int | None = None
     """CPU threads of torch, in [1, 1024]; None leaves torch's choice."""

@@ -8,6 +8,7 @@ limit cuts up.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from collections.abc import Iterator
@@ -33,7 +34,9 @@ UNITS = 9
 """Of one batch, but for the large ones."""
 LARGE = 530
 """Units of a large batch: beyond every number from which on an engine works in pieces."""
-MOST_WAYS = 8
+MOST_WAYS = 12
+COMPILED = importlib.util.find_spec("numba") is not None
+"""Whether ways by compiled loops are asked, too."""
 RUNS_ALL = ("auto", "bookkeeping", "loop")
 """Engines that run whatever torch runs, so that an error out of them is a fault."""
 
@@ -191,12 +194,12 @@ class Case:
         engine, module = self.engine(clip)
         turns = 1
         if isinstance(engine, BookkeepingEngine):
-            engine.chooser = ByTurns()
+            engine.chooser = ByTurns(compiled=COMPILED)
         for nth in range(MOST_WAYS):
             if nth >= turns:
                 break
             if isinstance(engine, BookkeepingEngine):
-                engine.chooser = ByTurns(nth=nth)
+                engine.chooser = ByTurns(compiled=COMPILED, nth=nth)
             wrong = self._compare(engine, module, batch, wanted, norms, clip)
             if wrong is not None:
                 return f"{which}, {self._way(engine)}: {wrong}", nth + 1
@@ -237,7 +240,7 @@ class Case:
         for limit in (None, 0):
             engine, module = self.engine(clip, limit)
             if isinstance(engine, BookkeepingEngine):
-                engine.chooser = ByTurns()
+                engine.chooser = ByTurns(compiled=COMPILED)
             elif limit is not None:
                 continue
             size = sum(p.numel() for p in trainable(module).values())

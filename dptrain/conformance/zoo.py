@@ -123,6 +123,14 @@ def _picture() -> nn.Module:
     )
 
 
+def _wide_picture() -> nn.Module:
+    """Enough outputs, and few enough places, for every way that a convolution may be computed in."""
+    return nn.Sequential(
+        nn.Conv2d(5, 12, 3, padding=1), nn.Tanh(), nn.Conv2d(12, 33, (2, 5), groups=3, stride=(1, 2), padding=(0, 1)),
+        nn.Tanh(), nn.Flatten(2), nn.Conv1d(33, 9, 3), nn.Flatten(), nn.Linear(36, CLASSES),
+    )  # fmt: skip
+
+
 def _signal() -> nn.Module:
     return nn.Sequential(
         nn.Conv1d(4, 4, 3, groups=4, padding=1, bias=False),
@@ -156,6 +164,7 @@ KINDS: dict[str, Kind] = {
         lambda: Pooled(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True, norm_first=True), 6), (4, 6)
     ),
     "pictures": Kind(_picture, (2, 8, 8), many=True),
+    "wide pictures": Kind(_wide_picture, (5, 4, 5)),
     "signals": Kind(_signal, (4, 14)),
     "volumes": Kind(_volume, (1, 3, 3, 3)),
     "norms": Kind(Norms, (4, 6)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,6 +78,22 @@ def test_a_rule_that_is_wrong_in_one_way_alone_is_found(stand: Stand, monkeypatc
     monkeypatch.setattr(seen, "gram_norm", low)
     wrong, _ = of_kind(stand, KINDS["few tokens"])
     assert wrong is not None and "below the true one" in wrong
+
+
+@pytest.mark.parametrize("name", ["convolution_loops.per_unit_gradients", "convolution_gram.picture_norms"])
+def test_a_compiled_loop_that_is_wrong_is_found(name: str, stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", reason="needs the extra 'fast'")
+    part, _, function = name.partition(".")
+    loops = importlib.import_module(f"dptrain.gradients.bookkeeping.{part}")
+    original = getattr(loops, function)
+
+    def short(*arguments: Any) -> Any:
+        found = original(*arguments)
+        return (0.998 * found[0], *found[1:]) if isinstance(found, tuple) else 0.999 * found
+
+    monkeypatch.setattr(loops, function, short)
+    wrong, _ = of_kind(stand, KINDS["wide pictures"])
+    assert wrong is not None
 
 
 def test_an_engine_that_falls_over_is_named_and_others_are_asked(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dptrain.conformance.own_rows import CAP, MOST, PEOPLE, own_rows, table, versions
 
+from dptrain.conformance.own_rows import CAP, MOST, PEOPLE, own_rows, table, versions
 from dptrain.data import table as table_module
 from dptrain.data import units
 from dptrain.data.batches import PhysicalBatch, UnitIndex
