@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Watched:
         for step, count in ((10**6, size), (10**6 + 1, 4096)):
             if isinstance(noise, NoiseAhead):
                 noise.begin(step, count)
-            with suppress(RuntimeError if count != size else ()):
+            with suppress(RuntimeError) if count != size else nullcontext():
                 self._see("noise", noise.draw(step, count))
 
     def _fixed(self, module: nn.Module) -> None:
