@@ -158,7 +158,8 @@ class BookkeepingEngine:
         norms, factor = self._clip(contributions, groups, sum(p.numel() for p in moving.values()))
         total.begin(groups.num_units)
         if self._checkpointed:
-            graph.walk_for_sum(SecondWalk(norms, factor, total, frozenset(contributions)), self._rule)
+            second = SecondWalk(norms, factor, total, frozenset(contributions), self._rule.grid)
+            graph.walk_for_sum(second, self._rule.clipping_norm)
             return groups.to_slots(norms)
         for name in sorted(contributions, key=lambda name: -contributions[name].nbytes):
             total.add(name, contributions.pop(name), factor)  # the largest first: each is then let go

@@ -19,7 +19,6 @@ from dptrain.gradients.bookkeeping.contribution import Contribution
 from dptrain.gradients.bookkeeping.refusals import unseen_use
 from dptrain.gradients.bookkeeping.runs import RunningSum
 from dptrain.gradients.bookkeeping.tape import Tape
-from dptrain.gradients.protocol import ClippingRule
 
 BEYOND = 1e-4
 """Share of C by which a contribution of the second walk may exceed it: a tenth of the slack that noise is made for."""
@@ -69,11 +68,11 @@ class Graph:
         self.walk(keep=True)
         return found
 
-    def walk_for_sum(self, second: SecondWalk, rule: ClippingRule) -> None:
+    def walk_for_sum(self, second: SecondWalk, clipping_norm: float) -> None:
         """The second of two walks: adds to the sum."""
         self.tape.take = second.take
         self.walk()
-        second.check(rule)
+        second.check(clipping_norm)
 
 
 def form_of(contribution: Contribution) -> str:
@@ -111,12 +110,14 @@ class SecondWalk:
         factor: (U,) their clip factors.
         total: takes the sum.
         names: the parameters that the first walk has found.
+        grid: size of a grid step, where the sum is in grid steps.
     """
 
     norms: Tensor
     factor: Tensor
     total: RunningSum
     names: frozenset[str]
+    grid: float | None = None
     squared: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,7 +134,7 @@ class SecondWalk:
             contribution.silence(self._dead)
         self.total.add(name, contribution, self.factor)
 
-    def check(self, rule: ClippingRule) -> None:
+    def check(self, clipping_norm: float) -> None:
         """Refuses the sum where a unit has added more than its norm of the first walk allowed, or where its norm is
         another altogether.
 
@@ -141,9 +142,9 @@ class SecondWalk:
         """
         alive = self.factor > 0.0
         norms, again = torch.where(alive, self.norms, 0.0), torch.where(alive, self.squared.sqrt(), 0.0)
-        largest = rule.clipping_norm * (1.0 + BEYOND) / (rule.grid or 1.0)  # factors bring a sum to grid steps
+        largest = clipping_norm * (1.0 + BEYOND) / (self.grid or 1.0)  # factors bring a sum to grid steps
         bounded = again * self.factor <= largest  # NaN compares as False
-        same = norms - again <= APART * norms.clamp(min=rule.clipping_norm)
+        same = norms - again <= APART * norms.clamp(min=clipping_norm)
         if not bool((bounded & same).all()):
             raise self._refusal("had other gradients in its second backward pass")
 
