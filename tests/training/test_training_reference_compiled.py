@@ -67,8 +67,8 @@ def test_activations_are_within_4e7(kind: int, truth: Callable[[Tensor], Tensor]
     from dptrain.training.reference_loops import _forward
 
     x = torch.cat([torch.linspace(-12, 12, 20001), torch.tensor([-1e30, 1e30, float("nan")])])
-    out = np.empty((len(x), 2), np.float32)
-    ones, none = np.ones((2, 1), np.float32), np.zeros(2, np.float32)
+    out = np.empty((len(x), 4), np.float32)  # weights come in fours
+    ones, none = np.ones((4, 1), np.float32), np.zeros(4, np.float32)
     _forward(x.numpy()[:, None].copy(), np.arange(len(x)), ones, none, kind, out)
     exact = truth(x.double()).float()
     assert torch.allclose(torch.from_numpy(out[:, 0]), exact, atol=4e-7, rtol=0, equal_nan=True)
