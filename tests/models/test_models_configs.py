@@ -14,7 +14,7 @@ from dptrain.models.validate import check_model
 from dptrain.registry import features, models
 
 FOLDER = Path(__file__).parents[2] / "configs" / "model"
-FILES = [path for path in sorted(FOLDER.glob("*.yaml")) if yaml.safe_load(path.read_text())["name"] != "???"]
+FILES = [path for path in sorted(FOLDER.glob("*.yaml")) if yaml.safe_load(path.read_text())["name"] not in ("", "???")]
 """Every shipped model; a file whose name is left open is for a user's own."""
 
 
