@@ -76,7 +76,7 @@ def _triangle(values, starts, sums, out):
             for c in range(0, channels, RUN):
                 at = c * places
                 terms = min(RUN, channels - c)
-                add_tile(COLUMNS, False, flat[at + p :], starts, flat[at + q :], places, sums, terms, 1, places, 1)
+                add_tile(COLUMNS, VECTORS, flat[at + p :], starts, flat[at + q :], places, sums, terms, 1, places, 1)
             for row in range(tall):
                 for lane in range(WIDTH):
                     out[p + row, q + lane] = sums[row * WIDTH + lane]

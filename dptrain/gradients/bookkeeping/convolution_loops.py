@@ -77,7 +77,7 @@ def _gradients(x, g, starts, out, picture, turned, padding, down, right, columns
     high, wide = g.shape[3:]
     blocks, places, width = turned.shape
     share, outputs = x.shape[2] // groups, g.shape[2] // groups
-    step, narrow = max(1, -(-RUN // wide)), width == LANES
+    step, vectors = max(1, -(-RUN // wide)), width // LANES
     sums = np.empty(rows * columns * width, np.float32)
     for u in range(len(x)):
         for m in range(images):
@@ -94,7 +94,7 @@ def _gradients(x, g, starts, out, picture, turned, padding, down, right, columns
                         sums[:] = f32(0)
                         for y in range(0, high, step):
                             lines, met, own = min(step, high - y), values[y * down :], grads[y * wide * width :]
-                            add_tile(columns, narrow, met, starts[first:], own, width, sums, lines, wide, down, right)
+                            add_tile(columns, vectors, met, starts[first:], own, width, sums, lines, wide, down, right)
                         for row in range(begin - first, rows):
                             for column in range(columns):
                                 place = row * columns + column

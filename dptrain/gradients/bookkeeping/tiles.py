@@ -4,17 +4,18 @@ A tile is a few numbers of one side by as many of the other as one or two regist
 term's vector is read once, and multiplied with each of the tile's numbers of the other side. (The innermost loop of
 matrix products in Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication", section 4.2, written
 out here since terms are read where they lie: torch has no product of that kind.)
+
+Compiled code is kept by the file of the loop that calls: whoever changes this one touches those, too.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-
-from dptrain.compiling import loop
 
 _WIDE = binding.get_host_cpu_features().get("avx512f", False)
 LANES = 16 if _WIDE else 8
@@ -32,35 +33,53 @@ def rows_of(columns: int, vectors: int) -> int:
     return min(_MOST_ROWS, max(1, _TILE // (columns * vectors)))
 
 
-def _tile(columns: int, vectors: int) -> Any:
-    """An intrinsic that adds up one tile."""
-    shape = rows_of(columns, vectors), columns, vectors
+@intrinsic
+def _add_tile(
+    typing: Any,
+    columns: Any,
+    vectors: Any,
+    x: Any,
+    starts: Any,
+    g: Any,
+    apart: Any,
+    sums: Any,
+    high: Any,
+    wide: Any,
+    down: Any,
+    right: Any,
+) -> Any:
+    """sums[row, column, :] += sum over terms of x[starts[row] + place + column] g[apart term :].
 
-    @intrinsic
-    def tile(
-        typing: Any, x: Any, starts: Any, g: Any, apart: Any, sums: Any, high: Any, wide: Any, down: Any, right: Any
-    ) -> Any:
-        """sums[row, column, :] += sum over terms of x[starts[row] + place + column] g[apart term :].
+    ``columns`` is one of ``COLUMNS`` and ``vectors`` 1 or 2; there are ``rows_of`` rows. Terms are counted by ``high``
+    lines of ``wide``; a term's place in x is line times ``down`` plus number within it times ``right``. ``x`` and ``g``
+    begin at the first term, ``starts`` at the tile's first row.
+    """
 
-        Terms are counted by ``high`` lines of ``wide``; a term's place in x is line times ``down`` plus number within
-        it times ``right``. ``x`` and ``g`` begin at the first term, ``starts`` at the tile's first row.
-        """
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        read = [
+            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, args, strict=True)
+        ]
+        number = builder.add(builder.mul(read[0], ir.Constant(read[0].type, 2)), read[1])
+        done = builder.append_basic_block("done")
+        which = builder.switch(number, done)
+        for shape in itertools.product(COLUMNS, (1, 2)):
+            block = builder.append_basic_block(f"tile_{shape[0]}_{shape[1]}")
+            which.add_case(ir.Constant(number.type, 2 * shape[0] + shape[1]), block)
+            builder.position_at_end(block)
+            _emit(builder, read[2:], (rows_of(*shape), *shape))
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
 
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            read = [
-                context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
-                for kind, value in zip(signature.args, args, strict=True)
-            ]
-            _emit(builder, read, shape)
-            return context.get_dummy_value()
+    return types.void(columns, vectors, x, starts, g, apart, sums, high, wide, down, right), generate
 
-        return types.void(x, starts, g, apart, sums, high, wide, down, right), generate
 
-    return tile
+add_tile: Any = _add_tile  # called without what numba passes first
 
 
 def _emit(builder: Any, read: list[Any], shape: tuple[int, int, int]) -> None:
-    """Writes the loop of ``_tile``. Sums are variables that LLVM keeps in registers."""
+    """Writes the loop of one shape of tile. Sums are variables that LLVM keeps in registers."""
     values, starts, grads, apart, totals, high, wide, down, right = read
     rows, columns, vectors = shape
     vector, index, short = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64), ir.IntType(32)
@@ -133,39 +152,4 @@ def _turn_square(typing: Any, g: Any, places: Any, out: Any, width: Any) -> Any:
     return types.void(g, places, out, width), generate
 
 
-turn_square: Any = _turn_square  # called without what numba passes first
-
-
-_one, _two, _three, _four, _five, _seven = (_tile(columns, 1) for columns in (1, 2, 3, 4, 5, 7))
-_one_wide, _two_wide, _three_wide, _four_wide, _five_wide, _seven_wide = (
-    _tile(columns, 2) for columns in (1, 2, 3, 4, 5, 7)
-)
-
-
-@loop(inline=True)
-def add_tile(columns, narrow, x, starts, g, apart, sums, high, wide, down, right):
-    if narrow:
-        if columns == 1:
-            _one(x, starts, g, apart, sums, high, wide, down, right)
-        elif columns == 2:
-            _two(x, starts, g, apart, sums, high, wide, down, right)
-        elif columns == 3:
-            _three(x, starts, g, apart, sums, high, wide, down, right)
-        elif columns == 4:
-            _four(x, starts, g, apart, sums, high, wide, down, right)
-        elif columns == 5:
-            _five(x, starts, g, apart, sums, high, wide, down, right)
-        else:
-            _seven(x, starts, g, apart, sums, high, wide, down, right)
-    elif columns == 1:
-        _one_wide(x, starts, g, apart, sums, high, wide, down, right)
-    elif columns == 2:
-        _two_wide(x, starts, g, apart, sums, high, wide, down, right)
-    elif columns == 3:
-        _three_wide(x, starts, g, apart, sums, high, wide, down, right)
-    elif columns == 4:
-        _four_wide(x, starts, g, apart, sums, high, wide, down, right)
-    elif columns == 5:
-        _five_wide(x, starts, g, apart, sums, high, wide, down, right)
-    else:
-        _seven_wide(x, starts, g, apart, sums, high, wide, down, right)
+turn_square: Any = _turn_square
