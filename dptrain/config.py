@@ -133,6 +133,11 @@ class ExecutionConfig:
     """Lengths in [1, 8192] to which physical batches of text are padded, the shortest that holds their longest row;
     None: 16, 32, 48, 64, 96, ... below data.text.max_length; empty: always data.text.max_length."""
 
+    @property
+    def noise_on_device(self) -> bool:
+        """Whether secure noise is made on the model's device."""
+        return self.noise_device == "model"
+
     def __post_init__(self) -> None:
         _number("execution.physical_batch_size", self.physical_batch_size, low=1)
         _choice("execution.dtype", self.dtype, ["float32", "bfloat16", "float64"])

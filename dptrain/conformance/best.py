@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import multiprocessing
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from dptrain.config import TaskConfig, TrainConfig
 from dptrain.config_data import DataConfig
 from dptrain.config_tuning import EvaluationConfig, ReleaseConfig
 from dptrain.conformance.stand import Result, Stand
-from dptrain.conformance.whole_run import NAME, STEPS, Traces, killed_and_resumed, people, undecided
-from dptrain.data.source import Rows
+from dptrain.conformance.whole_run import NAME, STEPS, Traces, killed_and_resumed, look, misjudged, people, same
 
 CLOSE = 1e-5
 """Of a metric: looks that are nearer to the best than that may be released as well, as float32 rounds."""
@@ -87,10 +81,8 @@ def judged(kind: Kind, traces: Traces) -> tuple[str | None, str]:
         return f"looks are on record at steps {steps}, and the run took {sorted(states)}", ""
     values = {step: look(kind.metric, states[step]["mean"], public) for step in steps}
     for record in traces.records:
-        (own, near), told = values[record["step"]], record.get(f"test_{kind.metric}")
-        if not isinstance(told, float) or abs(told - own) > 1e-4 + near:
-            says = f"test_{kind.metric} is {told} where public rows and releases give {own:.4f}"
-            return f"step {record['step']}: {says}", ""
+        if wrong := misjudged(record, f"test_{kind.metric}", values[record["step"]]):
+            return wrong, ""
     sign = -1.0 if kind.metric == "log_loss" else 1.0
     known = [step for step in steps if step <= traces.taken_up or step > traces.after.first]
     least = max(sign * values[step][0] - values[step][1] for step in known) - CLOSE
@@ -100,18 +92,3 @@ def judged(kind: Kind, traces: Traces) -> tuple[str | None, str]:
         where = f"that of step {of[0]}" if of else "that of no look"
         return f"the model released is {where}; the best by public rows is of step {best[0]} of {known}", ""
     return None, f"the model of step {best[0]} of {len(known)} looks is the best and is released"
-
-
-def same(wanted: list[Tensor], found: list[Tensor]) -> bool:
-    """Whether a bundle's weights are these, to rounding."""
-    pairs = zip(wanted, found, strict=True)
-    return all(torch.allclose(own.double(), other.double(), rtol=1e-4, atol=1e-6) for own, other in pairs)
-
-
-def look(metric: str, parameters: Any, public: Rows) -> tuple[float, float]:
-    """The metric of logistic regression on public rows, by its formula; what it may be off by as float32 rounds."""
-    weight, bias = parameters
-    scores, targets = public.inputs.double() @ weight[0].double() + bias.double(), public.targets.double()
-    if metric == "log_loss":
-        return float(F.binary_cross_entropy_with_logits(scores, targets)), 0.0
-    return float(((scores > 0).long() == public.targets).double().mean()), undecided(scores)

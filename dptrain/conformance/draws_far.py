@@ -8,14 +8,14 @@ once, and against their mirror image about every place, among more units than a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dptrain.conformance.observe import fills
 from dptrain.conformance.stand import Result, Stand
 from dptrain.data.source import Rows
 from dptrain.errors import ConfigError
@@ -39,7 +39,8 @@ def draws_far_apart(stand: Stand) -> Result:
     name, told = "draws, far apart", list[str]()
     for number, (units, runs, draws) in enumerate(CROWDS):
         try:
-            with _words() as words:
+            words = list[np.ndarray]()
+            with fills(partial(_keep, words)):
                 inside = np.concatenate([_inclusions(stand, units, draws) for _ in range(runs)])
         except ConfigError:
             return Result(name, None, f"this grid is too fine for {units} units")
@@ -66,6 +67,12 @@ def _inclusions(stand: Stand, units: int, draws: int) -> np.ndarray:
         drawn: Tensor = trainer.draw(step)
         np.add.at(inside, drawn.numpy() + step * units, 1.0)
     return inside
+
+
+def _keep(words: list[np.ndarray], _: Stream, filled: np.ndarray) -> None:
+    """Notes the 64-bit words of what a key stream gave."""
+    if filled.nbytes % 8 == 0:
+        words.append(filled.view(np.uint64).reshape(-1).copy())
 
 
 def furthest(inside: np.ndarray, q: float) -> tuple[float, str]:
@@ -117,21 +124,3 @@ def _log_bound(total: float, pairs: int, q: float) -> float:
     cross = q * (1.0 - q) * np.exp(-2.0 * t * q * (1.0 - q))
     largest = (low + high) / 2.0 + np.sqrt(((low - high) / 2.0) ** 2 + cross)
     return min(0.0, float((pairs * np.log(largest) - t * total).min()))
-
-
-@contextmanager
-def _words() -> Iterator[list[np.ndarray]]:
-    """The 64-bit words that key streams give inside."""
-    real, kept = Stream.fill, list[np.ndarray]()
-
-    def fill(self: Stream, out: np.ndarray) -> np.ndarray:
-        filled = real(self, out)
-        if filled.nbytes % 8 == 0:
-            kept.append(filled.view(np.uint64).reshape(-1).copy())
-        return filled
-
-    Stream.fill = fill  # type: ignore[method-assign]
-    try:
-        yield kept
-    finally:
-        Stream.fill = real  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ import torch
 
 from dptrain.conformance.price import CLOSE, Spent
 from dptrain.conformance.stand import Result, Stand
-from dptrain.conformance.whole_run import BATCH, KILLED, MOST_ROWS, PEOPLE, STEPS, Traces, killed_and_resumed
+from dptrain.conformance.whole_run import BATCH, KILLED, MOST_ROWS, PEOPLE, STEPS, Traces, killed_and_resumed, same
 
 PUBLIC_RECORD = ("step", "seconds", "epsilon", "budget_spent", "budget_remaining", "public_loss")
 """What a public record may hold beside ``test_...``."""
@@ -37,10 +37,7 @@ def left_behind(stand: Stand) -> Iterator[Result]:
 def as_it_goes(traces: Traces) -> Result:
     """Releases, post-processing, states and public metrics of both attempts."""
     wrong = [*traces.before.wrong, *traces.after.wrong]
-    if not wrong and any(
-        not torch.allclose(own.double(), found.double(), rtol=1e-4, atol=1e-6)
-        for own, found in zip(traces.wanted, traces.weights, strict=True)
-    ):
+    if not wrong and not same(traces.wanted, traces.weights):
         wrong = ["the bundle's weights are not what the releases make of them"]
     seen = len(traces.before.noise) + len(traces.after.noise)
     says = f"{seen} steps of two attempts: weights, states and public metrics follow from the releases"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,11 +98,28 @@ class Opened:
 
 
 @contextmanager
+def fills(tell: Callable[[Stream, np.ndarray], None]) -> Iterator[None]:
+    """Whatever a key stream fills inside is told, with the stream, once it is filled; as it was behind."""
+    real = Stream.fill
+
+    def fill(self: Stream, out: Any) -> Any:
+        filled = real(self, out)
+        tell(self, filled)
+        return filled
+
+    Stream.fill = fill  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Stream.fill = real  # type: ignore[method-assign]
+
+
+@contextmanager
 def addresses() -> Iterator[list[Opened]]:
     """Every address that any key stream opens inside, in order; put back as it was behind."""
     opened, known = list[Opened](), list[Keystream]()
     by_stream: dict[int, tuple[Stream, Opened]] = {}
-    real_open, real_fill = Keystream.open, Stream.fill
+    real_open = Keystream.open
 
     def told_open(self: Keystream, purpose: Purpose, step: int) -> Stream:
         stream = real_open(self, purpose, step)
@@ -113,13 +131,13 @@ def addresses() -> Iterator[list[Opened]]:
         by_stream[id(stream)] = (stream, one)  # held, so that no other gets its number
         return stream
 
-    def told_fill(self: Stream, out: Any) -> Any:
-        if id(self) in by_stream:
-            by_stream[id(self)][1].read.append(int(out.nbytes))
-        return real_fill(self, out)
+    def on_fill(stream: Stream, filled: np.ndarray) -> None:
+        if id(stream) in by_stream:
+            by_stream[id(stream)][1].read.append(int(filled.nbytes))
 
-    Keystream.open, Stream.fill = told_open, told_fill  # type: ignore[method-assign]
+    Keystream.open = told_open  # type: ignore[method-assign]
     try:
-        yield opened
+        with fills(on_fill):
+            yield opened
     finally:
-        Keystream.open, Stream.fill = real_open, real_fill  # type: ignore[method-assign]
+        Keystream.open = real_open  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -305,20 +305,38 @@ def logistic_sum(module: nn.Module, rows: Rows, draw: Tensor, clip: float) -> Te
     return (of_units * (clip / of_units.norm(dim=1, keepdim=True).clamp(min=clip)))[torch.unique(draw)].sum(0)
 
 
-def undecided(scores: Tensor) -> float:
-    """The share of rows whose answer may be another one in float32."""
-    return float((scores.abs() < 1e-5).double().mean())
+def look(metric: str, parameters: Sequence[Tensor], public: Rows) -> tuple[float, float]:
+    """A metric of logistic regression on public rows, by its formula; what it may be off by as float32 rounds.
+
+    Args:
+        metric: ``log_loss``, or ``accuracy``, of which rows at the border may have another answer in float32.
+        parameters: weight and bias.
+        public: rows.
+    """
+    weight, bias = parameters
+    scores = public.inputs.double() @ weight[0].double() + bias.double()
+    if metric == "log_loss":
+        return float(F.binary_cross_entropy_with_logits(scores, public.targets.double())), 0.0
+    right, undecided = (scores > 0).long() == public.targets, scores.abs() < 1e-5
+    return float(right.double().mean()), float(undecided.double().mean())
+
+
+def misjudged(record: Mapping[str, Any], name: str, expected: tuple[float, float]) -> str | None:
+    """What is wrong with a record's metric, beside its ``look``."""
+    told, (own, near) = record.get(name), expected
+    if isinstance(told, float) and abs(told - own) <= 1e-4 + near:
+        return None
+    return f"step {record.get('step')}: {name} is {told} where public rows and releases give {own:.4f}"
+
+
+def same(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """Whether a bundle's weights are these, to rounding."""
+    pairs = zip(wanted, found, strict=True)
+    return all(torch.allclose(own.double(), other.double(), rtol=1e-4, atol=1e-6) for own, other in pairs)
 
 
 def _judge(record: dict[str, Any], public: Rows, apart: Apart, seen: Witness) -> None:
     """A record's metrics are those of the average of released parameters, on rows declared public."""
-    weight, bias = apart.mean
-    scores = public.inputs.double() @ weight[0] + bias
-    loss = float(F.binary_cross_entropy_with_logits(scores, public.targets.double()))
-    right = float(((scores > 0).long() == public.targets).double().mean())
-    for name, own, near in (("public_loss", loss, 0.0), ("test_accuracy", right, undecided(scores))):
-        told = record.get(name)
-        if not isinstance(told, float) or abs(told - own) > 1e-4 + near:
-            seen.wrong.append(
-                f"step {record.get('step')}: {name} is {told} where public rows and releases give {own:.4f}"
-            )
+    for name, metric in (("public_loss", "log_loss"), ("test_accuracy", "accuracy")):
+        if wrong := misjudged(record, name, look(metric, apart.mean, public)):
+            seen.wrong.append(wrong)

@@ -94,7 +94,7 @@ def _sources(stand: Stand, grid: float | None) -> dict[str, tuple[Noise, bool]]:
         made[name] = (fast if grid is None else SecureNoise(Keystream(), std / grid, compiled=compiled), compiled)
     if grid is not None:
         made["by a thread"] = (NoiseAhead(SecureNoise(Keystream(), std / grid)), False)
-        if stand.config.execution.noise_device == "model":
+        if stand.config.execution.noise_on_device:
             device = next(stand.module.parameters()).device
             made["on the device"] = (DeviceNoise(Keystream(), std / grid, device), False)
     return made

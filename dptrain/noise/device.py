@@ -86,11 +86,15 @@ class DeviceNoise:
         out[places] = torch.tensor(exact, dtype=torch.float64, device=self._device)
 
 
+def uniforms(words: Tensor) -> Tensor:
+    """(P, 2) int64 words -> (P,) float64 U, the radius word's low 63 bits."""
+    return (words[:, 0] & ((1 << 63) - 1)).double() * 2.0**-63
+
+
 def transform(words: Tensor, scale: float) -> Tensor:
     """(P, 2) int64 words, radius and angle -> (P, 2) float64 normals, unrounded. See ``secure.transform``."""
     radius, angle = words.unbind(1)
-    uniform = (radius & ((1 << 63) - 1)).double() * 2.0**-63
-    length = torch.sqrt(torch.log(uniform) * (-8.0 * scale * scale))  # 2 S r
+    length = torch.sqrt(torch.log(uniforms(words)) * (-8.0 * scale * scale))  # 2 S r
     length = torch.where(radius < 0, -length, length)
     sine = torch.sin(angle.double() * (0.5 * math.pi * 2.0**-64))
     square = sine * sine
@@ -105,9 +109,9 @@ def rounded_by_torch(keys: Tensor, lookup: Tensor, out: Tensor, scale: float, sa
         words = keystream_words(keys, lookup, torch.arange(start, stop, device=out.device))
         normals = transform(words, scale)
         torch.round(normals, out=out[start:stop])
-        far = ((normals - out[start:stop]).abs() < safe).all(1)  # NaN compares as False
-        uniform = (words[:, 0] & ((1 << 63) - 1)).double() * 2.0**-63
-        doubtful[start:stop] = ~(far & (uniform >= CUT) & (uniform <= 1.0 - CUT))
+        sure = ((normals - out[start:stop]).abs() < safe).all(1)  # NaN compares as False
+        uniform = uniforms(words)
+        doubtful[start:stop] = ~(sure & (uniform >= CUT) & (uniform <= 1.0 - CUT))
     return doubtful
 
 

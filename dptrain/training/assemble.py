@@ -244,7 +244,7 @@ def build_trainer(
         if config.selfcheck.enabled:
             check = build_selfcheck(config, plan, module, row_loss, rule, index.num_units, keystream)
             count += check.block.numel()
-        noise = build_noise(plan, keystream, count, grid, device, config.execution.noise_device == "model")
+        noise = build_noise(plan, keystream, count, grid, device, config.execution.noise_on_device)
     dummies = 0 if check is None else check.block.numel()
     sampler = PoissonSampler(index.num_units + dummies, plan.sampling_rate, keystream)
 

@@ -64,7 +64,7 @@ def _noise_ms(setup: Setup, kind: str) -> float:
     device = next(setup.module.parameters()).device
     grid = grid_step(mechanism.clipping_norm, mechanism.sensitivity_slack, count) if kind == "secure" else None
     plan, clock = replace(setup.plan, noise=kind), Clock(device)
-    on_device = setup.config.execution.noise_device == "model"
+    on_device = setup.config.execution.noise_on_device
     build_noise(plan, Keystream(), count, grid, device, on_device).draw(0, 8)  # compiled loops load on their first call
     noise = build_noise(plan, Keystream(), count, grid, device, on_device)
     return 1e3 * _median(lambda step: noise.draw(step, count), clock, 1.0)

@@ -49,7 +49,7 @@ def estimate_cost(setup: Setup) -> dict[str, Any]:
         engine = build_engine(setup.config, module, setup.row_loss, rule, quick)
         engine_seconds, name = _seconds(engine, batch, total), engine.name
         without_rule = dict(engine.without_rule) if isinstance(engine, BookkeepingEngine) else None
-        on_device = setup.config.execution.noise_device == "model"
+        on_device = setup.config.execution.noise_on_device
         noise = build_noise(setup.plan, Keystream(), count, grid, batch.weight.device, on_device)
         start = time.perf_counter()
         noise.draw(0, count)
