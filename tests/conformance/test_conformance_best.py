@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 import pytest
 
-from dptrain.compose import compose
 from dptrain.conformance.best import KINDS, best_released, judged
-from dptrain.conformance.kit import open_conform
-from dptrain.conformance.stand import Stand, build_stand
+from dptrain.conformance.stand import Stand
 from dptrain.conformance.whole_run import Traces, killed_and_resumed
 from dptrain.training.loop import StepReport, Trainer
 from dptrain.training.private_metrics import Best
-
-TINY = ["data=digits", "model=linear", "privacy.epsilon=null", "privacy.noise_multiplier=1", "privacy.epochs=null"]
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
-        config = compose("conform", [*TINY, "privacy.steps=4", "conform.units=12", "conform.steps=8"])
-        yield build_stand(open_conform(config), config)
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_stand import stand_of
 from torch import Tensor
 
-from dptrain.compose import compose
 from dptrain.conformance import engine as of_engine
 from dptrain.conformance import fine, places
 from dptrain.conformance.draws import each_step, empty_draws, rate_of_many, sizes_of_draws
-from dptrain.conformance.kit import open_conform
 from dptrain.conformance.places import noise_places, rounding_law
 from dptrain.conformance.recorder import Watched
 from dptrain.conformance.reference import only, rough_gradients
-from dptrain.conformance.stand import Result, Stand, build_stand
+from dptrain.conformance.stand import Result, Stand
 from dptrain.conformance.steps import events, given_to_optimizer, learning_rates, recorded_steps
 from dptrain.data.batches import PhysicalBatch
 from dptrain.data.sampler import PoissonSampler
@@ -30,12 +29,6 @@ from dptrain.training.loop import Trainer
 
 Open = Callable[[Keystream, Purpose, int], Stream]
 Check = Callable[[Stand], Iterable[Result]]
-TINY = ["data=digits", "model=linear", "privacy.epsilon=null", "privacy.noise_multiplier=1", "privacy.epochs=null"]
-
-
-def stand_of(*words: str) -> Stand:
-    config = compose("conform", [*TINY, "privacy.steps=4", "conform.units=12", "conform.steps=8", *words])
-    return build_stand(open_conform(config), config)
 
 
 def _fine(stand: Stand) -> Iterable[Result]:
@@ -228,13 +221,6 @@ def test_gradients_that_are_no_approximation_are_found(rough: Stand, monkeypatch
 
     monkeypatch.setattr(engine.BookkeepingEngine, "add_clipped_sum", flipped)
     assert rough_gradients(rough).passed is False
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
-        yield stand_of()
 
 
 def test_a_tolerance_just_above_c_is_found(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

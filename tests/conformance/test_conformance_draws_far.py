@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -12,22 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dptrain.compose import compose
 from dptrain.conformance import draws_far
 from dptrain.conformance.draws_far import draws_far_apart, furthest
-from dptrain.conformance.kit import open_conform
-from dptrain.conformance.stand import Stand, build_stand
+from dptrain.conformance.stand import Stand
 from dptrain.data.sampler import PoissonSampler
-
-TINY = ["data=digits", "model=linear", "privacy.epsilon=null", "privacy.noise_multiplier=1", "privacy.epochs=null"]
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
-        config = compose("conform", [*TINY, "privacy.steps=4", "conform.units=12", "conform.steps=8"])
-        yield build_stand(open_conform(config), config)
 
 
 def test_honest_draws_pass(stand: Stand) -> None:

@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dptrain.compose import compose
 from dptrain.conformance import layers as module
-from dptrain.conformance.kit import open_conform
 from dptrain.conformance.layers import layers, of_kind
 from dptrain.conformance.lengths import token_lengths
 from dptrain.conformance.looks import private_looks
-from dptrain.conformance.stand import Stand, build_stand
+from dptrain.conformance.stand import Stand
 from dptrain.conformance.wide import wide
 from dptrain.conformance.zoo import KINDS
 from dptrain.data import units
@@ -27,25 +25,6 @@ from dptrain.gradients.bookkeeping import convolution, recurrent
 from dptrain.gradients.bookkeeping.engine import BookkeepingEngine
 from dptrain.noise.secure import SecureNoise
 from dptrain.training import assemble, private_metrics
-
-TINY = ["data=digits", "model=linear", "privacy.epsilon=null", "privacy.noise_multiplier=1", "privacy.epochs=null"]
-
-
-@pytest.fixture(scope="module")
-def stands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stand]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
-
-        def build(*words: str) -> Stand:
-            config = compose("conform", [*TINY, "privacy.steps=4", "conform.units=12", "conform.steps=8", *words])
-            return build_stand(open_conform(config), config)
-
-        yield build
-
-
-@pytest.fixture(scope="module")
-def stand(stands: Callable[..., Stand]) -> Stand:
-    return stands()
 
 
 @pytest.mark.parametrize("name", KINDS)

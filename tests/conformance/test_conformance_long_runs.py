@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_stand import stand_of
 from torch import Tensor
 
-from dptrain.compose import compose
 from dptrain.config import OptimizerConfig
 from dptrain.conformance import long_runs as module
 from dptrain.conformance.guard import guarded
-from dptrain.conformance.kit import open_conform
 from dptrain.conformance.long_runs import long_runs
 from dptrain.conformance.observe import addresses
 from dptrain.conformance.post_processing import rate_at
 from dptrain.conformance.small_run import clipped_sum, loss_of, made_up, network, unit_gradients
-from dptrain.conformance.stand import Result, Stand, build_stand
+from dptrain.conformance.stand import Result, Stand
 from dptrain.data.batches import PhysicalBatch
 from dptrain.errors import ClaimRejected, ConfigError
 from dptrain.gradients.recompute import recompute
@@ -26,20 +25,6 @@ from dptrain.keystream import Keystream, Purpose
 from dptrain.noise.secure import SecureNoise
 from dptrain.training.average import Average
 from dptrain.training.loop import StepReport, Trainer
-
-TINY = ["data=digits", "model=linear", "privacy.epsilon=null", "privacy.noise_multiplier=1", "privacy.epochs=null"]
-
-
-def stand_of(*words: str) -> Stand:
-    config = compose("conform", [*TINY, "privacy.steps=4", "conform.units=12", "conform.steps=8", *words])
-    return build_stand(open_conform(config), config)
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
-        yield stand_of()
 
 
 @pytest.fixture(autouse=True)

@@ -10,29 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dptrain.compose import compose
-from dptrain.conformance.kit import open_conform
 from dptrain.conformance.many_units import MANY, loss, many_units, unit_gradients
-from dptrain.conformance.stand import Stand, build_stand
+from dptrain.conformance.stand import Stand
 from dptrain.data.batches import PhysicalBatch
 from dptrain.data.source import Rows
 from dptrain.gradients import recompute
 from dptrain.gradients.bookkeeping.engine import BookkeepingEngine
 from dptrain.training import assemble
-
-TINY = ["data=digits", "model=linear", "privacy.epsilon=null", "privacy.noise_multiplier=1", "privacy.epochs=null"]
-
-
-@pytest.fixture(scope="module")
-def stands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stand]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
-
-        def build(*words: str) -> Stand:
-            config = compose("conform", [*TINY, "privacy.steps=4", "conform.units=12", "conform.steps=8", *words])
-            return build_stand(open_conform(config), config)
-
-        yield build
 
 
 @pytest.mark.parametrize("engine", ["bookkeeping", "vmap", "opacus_hooks", "opacus_ghost", "loop"])

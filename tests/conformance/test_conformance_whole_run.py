@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from dptrain.compose import compose
 from dptrain.conformance import left_behind as judged
-from dptrain.conformance.kit import open_conform
 from dptrain.conformance.left_behind import as_it_goes, claimed, counted, kept, left_behind
-from dptrain.conformance.stand import Stand, build_stand
+from dptrain.conformance.stand import Stand
 from dptrain.conformance.whole_run import KILLED, STEPS, Traces, killed_and_resumed
 from dptrain.training import stages
 from dptrain.training.average import Average
 from dptrain.training.budget import Budget
-
-TINY = ["data=digits", "model=linear", "privacy.epsilon=null", "privacy.noise_multiplier=1", "privacy.epochs=null"]
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPTRAIN_HOME", str(tmp_path_factory.mktemp("home")))
-        config = compose("conform", [*TINY, "privacy.steps=4", "conform.units=12", "conform.steps=8"])
-        yield build_stand(open_conform(config), config)
 
 
 @pytest.fixture(scope="module")
